@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that a run depends on, in one frozen dataclass.
+
+The command line makes a :class:`RunConfig`, every later step receives it, nothing changes it.
+It is written to and read from TOML, so that a run can be repeated from its own log folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bids_app.errors import UsageError
+
+MODULES = ('mask', 'tissue', 'wholebrain')
+"""What the participant level can compute; a later module needs the ones before it."""
+
+
+def new_run_uuid() -> str:
+    """Return a run id as the field writes it, ``YYYYmmdd-HHMMSS_<uuid4>``."""
+    return f'{datetime.now().strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4()}'
+
+
+def default_nprocs() -> int:
+    """Count the CPU cores that this process may use (a container's share, not the machine's)."""
+    try:
+        return len(os.sched_getaffinity(0)) or 1
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run of the app.
+
+    Labels are without their ``sub-`` and ``ses-`` prefixes; ``None`` means all of them.
+    ``mem_gb`` is in gigabytes, ``None`` leaves the limit to the machine.
+    ``bids_filters`` is kept as the JSON file wrote it (``None`` and ``'*'`` stand for pybids'
+    ``Query.NONE`` and ``Query.ANY``), so that it can be written to TOML again.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    analysis_level: str = 'participant'
+
+    participant_label: tuple[str, ...] | None = None
+    session_label: tuple[str, ...] | None = None
+    bids_filters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bids_database_dir: Path | None = None
+    skip_bids_validation: bool = False
+    derivatives: dict[str, Path] = field(default_factory=dict)
+    subject_anatomical_reference: str = 'sessionwise'
+
+    modules: tuple[str, ...] = MODULES
+    model: str = 'brain'
+    models_dir: Path | None = None
+    device: str = 'auto'
+    precision: str = 'auto'
+    random_seed: int = 0
+    sloppy: bool = False
+
+    work_dir: Path = Path('work')
+    clean_workdir: bool = False
+    nprocs: int = 1
+    omp_nthreads: int = 1
+    mem_gb: float | None = None
+    low_mem: bool = False
+    gpu_slots: int = 1
+    use_plugin: Path | None = None
+    stop_on_first_crash: bool = False
+
+    boilerplate_only: bool = False
+    reports_only: bool = False
+    dry_run: bool = False
+    overwrite: bool = False
+    skip_failed: bool = False
+
+    debug: tuple[str, ...] = ()
+    verbose: int = 0
+    run_uuid: str = field(default_factory=new_run_uuid)
+    command_line: tuple[str, ...] = ()
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def log_dir(self) -> Path:
+        """Folder of this run's log and configuration in the output."""
+        return self.output_dir / 'logs' / self.run_uuid
+
+    def to_toml(self) -> str:
+        """Write the configuration as TOML text, one table per group of options.
+
+        TOML has no null: a field that is ``None`` is left out. The BIDS filters may hold null
+        inside and are therefore kept as one string of JSON.
+        """
+        import tomli_w
+
+        tables: dict[str, dict[str, Any]] = {}
+        for table, names in _TABLES.items():
+            tables[table] = {}
+            for name in names:
+                value = getattr(self, name)
+                if name == 'bids_filters':
+                    value = json.dumps(value, sort_keys=True) if value else None
+                if value is not None:
+                    tables[table][name] = _plain(value)
+        return tomli_w.dumps(tables)
+
+    @classmethod
+    def from_toml(cls, text: str, **overrides: Any) -> RunConfig:
+        """Make a configuration from TOML text; ``overrides`` win over what the text says.
+
+        Raises
+        ------
+        UsageError
+            If the text is not TOML, names an unknown option, or gives one a value of another
+            type.
+        """
+        values = read_toml(text)
+        values.update(overrides)
+        missing = [name for name in ('bids_dir', 'output_dir') if name not in values]
+        if missing:
+            raise UsageError(f'the configuration does not say {" and ".join(missing)}')
+        return cls(**values)
+
+
+def read_toml(text: str, source: str = 'configuration') -> dict[str, Any]:
+    """Read TOML text into values for the fields of :class:`RunConfig`.
+
+    Options may stand in any table or in none. ``analysis_level`` and the like come back in the
+    type of their field (paths, tuples).
+
+    Raises
+    ------
+    UsageError
+        As for :meth:`RunConfig.from_toml`.
+    """
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f'{source} is not valid TOML: {error}') from None
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        if name in _TABLES and isinstance(value, dict):
+            flat.update(value)
+        else:
+            flat[name] = value
+    return {
+        name.replace('-', '_'): _typed(name.replace('-', '_'), value, source)
+        for name, value in flat.items()
+    }
+
+
+_TABLES: dict[str, tuple[str, ...]] = {
+    'execution': (
+        'bids_dir', 'output_dir', 'analysis_level', 'participant_label', 'session_label',
+        'bids_filters', 'bids_database_dir', 'skip_bids_validation', 'derivatives', 'work_dir',
+        'clean_workdir', 'boilerplate_only', 'reports_only', 'dry_run', 'overwrite',
+        'skip_failed', 'debug', 'verbose', 'run_uuid', 'command_line',
+    ),
+    'workflow': (
+        'subject_anatomical_reference', 'modules', 'model', 'models_dir', 'device', 'precision',
+        'random_seed', 'sloppy',
+    ),
+    'nipype': (
+        'nprocs', 'omp_nthreads', 'mem_gb', 'low_mem', 'gpu_slots', 'use_plugin',
+        'stop_on_first_crash',
+    ),
+}  # fmt: skip
+
+_FIELDS = {f.name: str(f.type) for f in dataclasses.fields(RunConfig)}
+
+
+def _plain(value: Any) -> Any:
+    """Turn paths and tuples into what TOML can hold."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _typed(name: str, value: Any, source: str) -> Any:
+    """Turn a TOML value into the type of its field."""
+    kind = _FIELDS.get(name)
+    if kind is None:
+        raise UsageError(f'{source} has an unknown option "{name}"')
+    kind = kind.removesuffix(' | None')
+    wrong = UsageError(f'{source} gives "{name}" the value {value!r}, which is not a {kind}')
+    if name == 'bids_filters':
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError:
+                raise wrong from None
+        if not isinstance(value, dict):
+            raise wrong
+        return value
+    if kind.startswith('dict'):
+        if not isinstance(value, dict):
+            raise wrong
+        return {key: Path(item) for key, item in value.items()}
+    if kind.startswith('tuple'):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise wrong
+        return tuple(value)
+    if kind == 'Path':
+        if not isinstance(value, str):
+            raise wrong
+        return Path(value)
+    if kind == 'float' and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = {'str': str, 'bool': bool, 'int': int, 'float': float}[kind]
+    if not isinstance(value, expected) or (kind == 'int' and isinstance(value, bool)):
+        raise wrong
+    return value
