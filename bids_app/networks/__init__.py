@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks: ``nn.Module`` classes only, one family per file, and the registry that builds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from bids_app.networks.unet import ResidualUNet3D
+
+__all__ = ['NETWORKS', 'ResidualUNet3D', 'build_network']
+
+NETWORKS: dict[str, type[nn.Module]] = {'ResidualUNet3D': ResidualUNet3D}
+
+
+def build_network(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """Build a network by the name and the arguments that a model card states.
+
+    Parameters
+    ----------
+    name : str
+        A key of :data:`NETWORKS`.
+    arguments : dict
+        Keyword arguments of that class.
+
+    Returns
+    -------
+    torch.nn.Module
+        The network with random weights, in training mode.
+
+    Raises
+    ------
+    KeyError
+        If no network has this name.
+    """
+    try:
+        network = NETWORKS[name]
+    except KeyError:
+        raise KeyError(f'unknown network {name!r}: known are {", ".join(sorted(NETWORKS))}') from None
+    return network(**arguments)
