@@ -4,4 +4,3 @@
 from __future__ import annotations
 
 __version__ = '0.1.0'
-__url__ = 'https://github.com/anatnet/anatnet'
