@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What there is to process: one record per subject and session, with what was skipped and why."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_app.bids import choice, gradients
+from bids_app.bids.layout import (
+    DATATYPES,
+    GRADIENTS,
+    IMAGES,
+    entity_names,
+    open_layout,
+    session_labels,
+    subject_labels,
+)
+from bids_app.errors import NoInputError, UsageError
+
+if TYPE_CHECKING:
+    from bids.layout import BIDSLayout
+
+    from bids_app.config import RunConfig
+
+QUERIES: dict[str, dict[str, Any]] = {
+    't1w': {'datatype': 'anat', 'suffix': ['T1w', 'UNIT1']},
+    't2w': {'datatype': 'anat', 'suffix': ['T2w']},
+    'flair': {'datatype': 'anat', 'suffix': ['FLAIR']},
+    'dwi': {'datatype': 'dwi', 'suffix': ['dwi']},
+}
+"""What is looked for, before the user's filters."""
+
+# Other pipelines' filter files name these too; they say nothing about our input.
+_FOREIGN_FILTERS = {'fmap', 'bold', 'sbref', 'roi', 'asl', 'pet', 'm0scan'}
+
+_SHORT_NAMES = {
+    'sub': 'subject', 'ses': 'session', 'acq': 'acquisition', 'ce': 'ceagent',
+    'trc': 'tracer', 'rec': 'reconstruction', 'dir': 'direction', 'mod': 'modality',
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One image that was chosen.
+
+    ``entities`` has pybids' names (``acquisition``, ``run``, ...) and string values.
+    ``bval`` and ``bvec`` are set for diffusion images only.
+    """
+
+    path: Path
+    suffix: str
+    entities: Mapping[str, str]
+    bval: Path | None = None
+    bvec: Path | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One image that was found and is not used."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """Everything that is known about one session before it is processed.
+
+    Labels are without ``sub-`` and ``ses-``. ``session`` is ``None`` for a subject without
+    sessions, and where one result per subject is asked for.
+    """
+
+    subject: str
+    session: str | None
+    t1w: Scan | None = None
+    t2w: Scan | None = None
+    flair: Scan | None = None
+    dwi: tuple[Scan, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    note: str = field(default='', compare=False)
+
+    @property
+    def label(self) -> str:
+        """Name of the session as files carry it, ``sub-01_ses-1``."""
+        return f'sub-{self.subject}' + (f'_ses-{self.session}' if self.session else '')
+
+    @property
+    def problem(self) -> str | None:
+        """Say why the session cannot be processed; ``None`` if it can."""
+        if self.t1w is not None:
+            return None
+        if self.note:
+            return self.note
+        candidates = [s for s in self.skipped if s.path.name.split('.')[0].endswith('_T1w')]
+        if candidates:
+            return f'no usable T1w image ({candidates[0].reason})'
+        if self.dwi or self.t2w or self.flair or self.skipped:
+            return 'no T1w or UNIT1 image'
+        return 'no anatomical image'
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One file of the index, with its place in the folders and the entities of its name."""
+
+    path: Path
+    subject: str
+    session: str | None
+    entities: dict[str, str]
+
+    @property
+    def suffix(self) -> str:
+        return self.entities.get('suffix', '')
+
+
+def collect_sessions(config: RunConfig) -> list[SessionRecord]:
+    """Find and choose the images of every asked session.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of it ``bids_dir``, ``participant_label``, ``session_label``, ``bids_filters``,
+        ``bids_database_dir`` and ``subject_anatomical_reference`` are used.
+
+    Returns
+    -------
+    list of SessionRecord
+        Sorted by subject and session. A session that cannot be processed is among them, with its
+        ``problem``.
+
+    Raises
+    ------
+    NoInputError
+        If an asked participant or session does not exist, or there are no subjects at all.
+    """
+    bids_dir = Path(os.path.abspath(config.bids_dir))
+    subjects = find_participants(bids_dir, config.participant_label)
+    asked = None if config.participant_label is None else subjects
+    layout = open_layout(bids_dir, asked, config.bids_database_dir)
+    images = _catalogue(layout, bids_dir, set(subjects))
+    matches = _match_filters(layout, config.bids_filters)
+    tables = [Path(f.path) for f in layout.get(extension=list(GRADIENTS))]
+    finder = gradients.GradientFinder(bids_dir, tables)
+
+    by_session: dict[tuple[str, str | None], list[_Image]] = defaultdict(list)
+    for image in images:
+        by_session[image.subject, image.session].append(image)
+
+    records = []
+    for subject in subjects:
+        sessions = _sessions_of(config, subject, by_session)
+        records += [
+            _choose(subject, session, by_session.get((subject, session), []), matches,
+                    config.bids_filters, finder)
+            for session in sessions
+        ]  # fmt: skip
+    records = _add_missing_sessions(records, subjects, config.session_label)
+    if config.subject_anatomical_reference == 'first-lex':
+        records = _first_of_each_subject(records)
+    return records
+
+
+def find_participants(bids_dir: Path, asked: tuple[str, ...] | None) -> list[str]:
+    """List the participants to process, all of the data set where ``asked`` is ``None``.
+
+    Raises
+    ------
+    NoInputError
+        If one of those asked for has no folder; the message names it.
+    """
+    there = subject_labels(bids_dir)
+    if not there:
+        raise NoInputError(
+            f'no sub-* folder in {bids_dir}: is this the root of the data set? '
+            'In a container, check that the folder is mounted (-v/--bind HOST:CONTAINER:ro)'
+        )
+    if asked is None:
+        return there
+    missing = [label for label in asked if label not in set(there)]
+    if missing:
+        guesses = [guess for label in missing for guess in _guess(label, there)]
+        hint = f'; did you mean {", ".join(guesses)}?' if guesses else ''
+        raise NoInputError(
+            f'no folder for participant {", ".join(f"sub-{m}" for m in missing)} in {bids_dir}'
+            f'{hint} ({len(there)} participants are there; in a container, check that '
+            'the folder is mounted)'
+        )
+    return sorted(set(asked))
+
+
+def read_filters(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a ``--bids-filter-file``: ``{"t1w": {"acquisition": "mprage"}, ...}``.
+
+    Keys may be ``t1w``, ``t2w``, ``flair`` and ``dwi``; entities may have pybids' long names or
+    the short ones of file names. ``null`` asks for images without the entity, ``"*"`` for images
+    with any value of it.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, is not such JSON, or names an unknown entity.
+    """
+    try:
+        content = json.loads(Path(path).read_text('utf-8'))
+    except OSError as error:
+        raise UsageError(f'cannot read the filter file {path}: {error.strerror}') from None
+    except ValueError as error:
+        raise UsageError(f'the filter file {path} is not valid JSON: {error}') from None
+    return check_filters(content, str(path))
+
+
+def check_filters(content: Any, source: str) -> dict[str, dict[str, Any]]:
+    """Check the content of a filter file and give its entities pybids' names."""
+    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+        raise UsageError(
+            f'the filter file {source} must look like {{"t1w": {{"acquisition": "mprage"}}}}'
+        )
+    filters = {}
+    for modality, query in content.items():
+        if modality in _FOREIGN_FILTERS:
+            continue
+        if modality not in QUERIES:
+            raise UsageError(
+                f'the filter file {source} has the key "{modality}"; '
+                f'use one of {", ".join(QUERIES)}'
+            )
+        named = {_SHORT_NAMES.get(entity, entity): value for entity, value in query.items()}
+        unknown = set(named) - set(entity_names())
+        if unknown:
+            raise UsageError(
+                f'the filter file {source} filters {modality} by {", ".join(sorted(unknown))}; '
+                f'entities are {", ".join(entity_names())}'
+            )
+        filters[modality] = named
+    return filters
+
+
+def _guess(label: str, there: list[str]) -> list[str]:
+    """Find a label that differs by padding zeros or a letter."""
+    padded = [t for t in there if t.lstrip('0') == label.lstrip('0')]
+    return padded[:1] or difflib.get_close_matches(label, there, n=1)
+
+
+def _catalogue(layout: BIDSLayout, bids_dir: Path, subjects: set[str]) -> list[_Image]:
+    """List all images of the index that belong to the subjects."""
+    root = os.path.join(str(layout.root), '')
+    query: dict[str, Any] = {'extension': list(IMAGES), 'datatype': list(DATATYPES)}
+    if len(subjects) <= 100:  # else it is faster to take all than to ask for each
+        query['subject'] = sorted(subjects)
+    images = []
+    for file in layout.get(**query):
+        parts = str(file.path).removeprefix(root).split('/')
+        subject = parts[0].removeprefix('sub-')
+        if subject not in subjects:
+            continue
+        session = parts[1][4:] if parts[1].startswith('ses-') else None
+        entities = {name: str(value) for name, value in file.entities.items()}
+        images.append(_Image(bids_dir.joinpath(*parts), subject, session, entities))
+    return sorted(images, key=lambda image: image.path)
+
+
+def _match_filters(layout: BIDSLayout, filters: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Ask pybids which images pass the user's filter of each modality (by path below the root)."""
+    from bids.layout import Query
+
+    root = os.path.join(str(layout.root), '')
+    special = {None: Query.NONE, '*': Query.ANY}
+
+    def value(item: Any) -> Any:
+        if isinstance(item, list):
+            return [value(i) for i in item]
+        return special.get(item, item)
+
+    matches = {}
+    for modality, default in QUERIES.items():
+        if modality not in filters:
+            continue
+        asked = {entity: value(item) for entity, item in filters[modality].items()}
+        query = {**default, 'extension': list(IMAGES), **asked}
+        matches[modality] = {str(f.path).removeprefix(root) for f in layout.get(**query)}
+    return matches
+
+
+def _sessions_of(
+    config: RunConfig, subject: str, by_session: Mapping[tuple[str, str | None], Any]
+) -> list[str | None]:
+    """List the sessions of a subject that are asked for; ``None`` is the subject's own folder."""
+    sessions: list[str | None] = list(session_labels(config.bids_dir, subject))
+    if config.session_label is not None:
+        return [s for s in sessions if s in config.session_label]
+    if not sessions or (subject, None) in by_session:
+        sessions.insert(0, None)
+    return sessions
+
+
+def _choose(
+    subject: str,
+    session: str | None,
+    images: Iterable[_Image],
+    matches: Mapping[str, set[str]],
+    filters: Mapping[str, Mapping[str, Any]],
+    finder: gradients.GradientFinder,
+) -> SessionRecord:
+    """Choose the images of one session."""
+    skipped: list[Skipped] = []
+    candidates: dict[str, list[_Image]] = {modality: [] for modality in QUERIES}
+    for image in images:
+        modality, reason = _modality(image, matches, filters, finder.bids_dir)
+        if modality is None:
+            skipped.append(Skipped(image.path, reason))
+        else:
+            candidates[modality].append(image)
+
+    chosen: dict[str, Scan | None] = {}
+    for modality in ('t1w', 't2w', 'flair'):
+        ordered = sorted(candidates[modality], key=_rank)
+        chosen[modality] = None
+        if ordered:
+            best = ordered[0]
+            chosen[modality] = Scan(best.path, best.suffix, best.entities)
+            skipped += [
+                Skipped(
+                    other.path,
+                    f'{best.path.name} was taken: {choice.difference(_rank(best), _rank(other))}',
+                )
+                for other in ordered[1:]
+            ]
+
+    dwi = []
+    for image in candidates['dwi']:
+        bval = finder.find(image.path, '.bval')
+        bvec = finder.find(image.path, '.bvec')
+        if bval is None or bvec is None:
+            missing = ' and '.join(n for n, f in (('bval', bval), ('bvec', bvec)) if f is None)
+            skipped.append(Skipped(image.path, f'no {missing} file'))
+        else:
+            dwi.append(Scan(image.path, image.suffix, image.entities, bval, bvec))
+    return SessionRecord(
+        subject, session, **chosen, dwi=tuple(dwi),
+        skipped=tuple(sorted(skipped, key=lambda s: s.path)),
+    )  # fmt: skip
+
+
+def _modality(
+    image: _Image,
+    matches: Mapping[str, set[str]],
+    filters: Mapping[str, Mapping[str, Any]],
+    bids_dir: Path,
+) -> tuple[str | None, str]:
+    """Return what an image is taken for, or ``None`` and why it is not taken."""
+    named = image.entities.get('subject'), image.entities.get('session')
+    if named != (image.subject, image.session):
+        return None, 'its name does not belong to the folder it lies in'
+    relative = image.path.relative_to(bids_dir).as_posix()
+    rejected = None
+    for modality, query in QUERIES.items():
+        asked = filters.get(modality, {})
+        if modality in matches:
+            if relative not in matches[modality]:
+                if image.suffix in query['suffix']:
+                    rejected = f'does not pass the filter of {modality}'
+                continue
+        elif image.suffix not in query['suffix'] or image.entities['datatype'] != (
+            query['datatype']
+        ):
+            continue
+        reason = choice.unsuitable(image.entities, asked)
+        return (modality, '') if reason is None else (None, reason)
+    return None, rejected or f'{image.suffix} images are not used'
+
+
+def _rank(image: _Image) -> tuple:
+    return choice.rank(image.entities, image.path.name)
+
+
+def _add_missing_sessions(
+    records: list[SessionRecord], subjects: list[str], asked: tuple[str, ...] | None
+) -> list[SessionRecord]:
+    """Add a record for every asked session that a subject does not have."""
+    if asked is None:
+        return records
+    there = {(r.subject, r.session) for r in records}
+    missing = [label for label in asked if not any((s, label) in there for s in subjects)]
+    if missing:
+        raise NoInputError(
+            f'no session {", ".join(f"ses-{m}" for m in missing)} for '
+            + (f'sub-{subjects[0]}' if len(subjects) == 1 else 'any of the participants')
+        )
+    records = records + [
+        SessionRecord(subject, label, note=f'there is no folder ses-{label}')
+        for subject in subjects
+        for label in asked
+        if (subject, label) not in there
+    ]
+    return sorted(records, key=lambda r: (r.subject, r.session or ''))
+
+
+def _first_of_each_subject(records: list[SessionRecord]) -> list[SessionRecord]:
+    """Keep the first session with a T1w of every subject and name it after the subject alone."""
+    by_subject: dict[str, list[SessionRecord]] = defaultdict(list)
+    for record in records:
+        by_subject[record.subject].append(record)
+    kept = []
+    for subject, sessions in by_subject.items():
+        first = next((r for r in sessions if r.problem is None), sessions[0])
+        others = [r for r in sessions if r is not first]
+        skipped = list(first.skipped)
+        for record in others:
+            scans = (record.t1w, record.t2w, record.flair, *record.dwi)
+            reason = f'{first.label} was taken: one session per subject was asked for'
+            skipped += [Skipped(scan.path, reason) for scan in scans if scan is not None]
+            skipped += record.skipped
+        kept.append(
+            SessionRecord(
+                subject, None, first.t1w, first.t2w, first.flair, first.dwi, tuple(skipped),
+                note=first.note,
+            )  # fmt: skip
+        )
+    return kept
