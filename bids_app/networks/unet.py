@@ -66,6 +66,9 @@ class ResidualUNet3D(nn.Module):
         Channels per level; each level halves the grid.
     convolutions : int
         Convolutions per block from the second level on; the first level has one.
+    context_channels : int
+        Channels of a second input that joins at the second level, on a grid of half the size:
+        what a coarser network found. 0 for none.
 
     Notes
     -----
@@ -79,6 +82,7 @@ class ResidualUNet3D(nn.Module):
         out_channels: int,
         widths: Sequence[int] = (16, 32, 64, 96, 128),
         convolutions: int = 2,
+        context_channels: int = 0,
     ) -> None:
         super().__init__()
         if len(widths) < 2:
@@ -91,16 +95,23 @@ class ResidualUNet3D(nn.Module):
         self.decoder = nn.ModuleList()
         for level, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             self.down.append(ConvUnit(a, b, stride=2))
-            self.encoder.append(ResidualBlock(b, b, convolutions))
+            extra = context_channels if level == 0 else 0
+            self.encoder.append(ResidualBlock(b + extra, b, convolutions))
             self.up.append(nn.ConvTranspose3d(b, a, 2, stride=2))
             self.decoder.append(ResidualBlock(2 * a, a, 1 if level == 0 else convolutions))
         self.head = nn.Conv3d(widths[0], out_channels, 1)
+        self.context_channels = context_channels
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Return the logits of ``x``; see the class for shapes."""
+        if (context is None) != (self.context_channels == 0):
+            raise ValueError(f'this network takes {self.context_channels} context channels')
         skips = [self.stem(x)]
-        for down, encoder in zip(self.down, self.encoder, strict=True):
-            skips.append(encoder(down(skips[-1])))
+        for level, (down, encoder) in enumerate(zip(self.down, self.encoder, strict=True)):
+            x = down(skips[-1])
+            if level == 0 and context is not None:
+                x = torch.cat([x, context], dim=1)
+            skips.append(encoder(x))
         x = skips.pop()
         for up, decoder in zip(reversed(self.up), reversed(self.decoder), strict=True):
             x = decoder(torch.cat([skips.pop(), up(x)], dim=1))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: recipes, image synthesis from label maps, losses, the loop and the evaluation."""

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m bids_app.training RECIPE --data DIR``: train the networks of a model folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from bids_app.errors import AnatNetError, UsageError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the argument parser of ``python -m bids_app.training``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m bids_app.training',
+        description='Train the networks of a model folder by its recipe. A run that was stopped '
+        'goes on where it was.',
+    )
+    parser.add_argument('recipe', type=Path, help='recipe.toml of a model folder')
+    parser.add_argument('--data', type=Path, required=True, help='folder of label maps')
+    parser.add_argument(
+        '--out', type=Path, help='folder for checkpoints and logs (default: beside the recipe)'
+    )
+    parser.add_argument('--stage', action='append', help='train only this stage (repeatable)')
+    parser.add_argument('--steps', type=int, help="steps per stage, instead of the recipe's")
+    parser.add_argument('--minutes', type=float, help='stop each stage after so many minutes')
+    parser.add_argument('--threads', type=int, help='CPU threads')
+    parser.add_argument('--device', default='cpu', help='torch device (default: cpu)')
+    parser.add_argument(
+        '--init', type=Path, help='start from these weights (a weights.safetensors file)'
+    )
+    parser.add_argument(
+        '--export-only', action='store_true', help='write card and weights from the checkpoints'
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S')
+    try:
+        _train(options)
+    except AnatNetError as error:
+        print(f'anatnet: error: {error}', file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print('stopped: the same command goes on from the last checkpoint', file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    import torch
+
+    from bids_app.inference.models import load_weights
+    from bids_app.training.export import export_model
+    from bids_app.training.label_maps import load_label_maps
+    from bids_app.training.loop import Trainer
+    from bids_app.training.recipe import read_recipe
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    recipe = read_recipe(options.recipe)
+    model_folder = options.recipe.parent
+    out = options.out or model_folder / 'checkpoints'
+    stages = options.stage or list(recipe.stages)
+    for name in stages:
+        if name not in recipe.stages:
+            raise UsageError(f'{name}: no such stage: the recipe has {", ".join(recipe.stages)}')
+    if not options.export_only:
+        files = sorted(options.data.glob(recipe.data['pattern']))
+        apart = set(recipe.data['validation'])
+        train = load_label_maps([file for file in files if file.name not in apart])
+        validation = load_label_maps([file for file in files if file.name in apart])
+        initial = load_weights(options.init) if options.init else {}
+        for name in stages:
+            trainer = Trainer(
+                recipe.stages[name],
+                train,
+                validation,
+                out / name,
+                seed=recipe.seed,
+                device=options.device,
+                initial=initial.get(name),
+            )
+            trainer.run(options.steps, options.minutes)
+    if all((out / name / 'best.pt').exists() for name in recipe.stages):
+        export_model(recipe, model_folder, out)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random tissue contrasts: an intensity mean and spread for every label.
+
+The T1w and T2w tables are statistics of real whole-head scans on a scale of 0 to 255; random
+contrasts follow SynthSeg (Billot et al., Medical Image Analysis 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# label values: (mean, spread between scans, spread within the class)
+_T1W: dict[tuple[int, ...], tuple[float, float, float]] = {
+    (0,): (7, 2, 5),
+    (4, 5, 14, 15, 24, 43, 44, 72): (44, 11, 26),
+    (2, 41, 85): (160, 22, 16),
+    (3, 42): (96, 12, 19),
+    (11, 50): (96, 12, 19),
+    (17, 53): (96, 12, 19),
+    (18, 54): (96, 12, 19),
+    (26, 58): (96, 12, 19),
+    (7, 46): (136, 13, 15),
+    (8, 47): (88, 11, 17),
+    (10, 49): (130, 18, 20),
+    (12, 51): (124, 16, 14),
+    (13, 52): (152, 20, 9),
+    (28, 60): (143, 16, 21),
+    (16,): (130, 12, 18),
+    (25, 57): (116, 15, 19),
+    (30, 62): (87, 17, 17),
+    (136, 137, 163, 164): (60, 10, 24),
+    (502,): (126, 25, 84), (506,): (18, 4, 14), (507,): (94, 9, 49), (508,): (117, 12, 65),
+    (509,): (70, 9, 25), (511,): (114, 12, 75), (512,): (68, 11, 36), (514,): (48, 9, 20),
+    (515,): (30, 7, 22), (516,): (94, 18, 43), (530,): (144, 16, 45),
+}  # fmt: skip
+
+_T2W: dict[tuple[int, ...], tuple[float, float]] = {
+    (2, 41, 85, 7, 46): (72, 12),
+    (3, 42, 8, 47): (97, 20),
+    (4, 5, 14, 15, 24, 43, 44, 72): (238, 25),
+    (16,): (66, 12),
+    (10, 49): (67, 9),
+    (11, 50): (79, 11),
+    (12, 51): (65, 9),
+    (13, 52): (37, 9),
+    (17, 53): (97, 14),
+    (18, 54): (90, 9),
+    (26, 58): (81, 9),
+    (28, 60): (61, 19),
+    (25, 57): (150, 25),
+    (30, 62): (180, 30),
+    (136, 137, 163, 164): (200, 30),
+}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Intensity statistics of every label: two tensors of shape (labels,), float32."""
+
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+
+def draw_contrast(
+    values: list[int], kind: str, generator: torch.Generator
+) -> Contrast:
+    """Draw the contrast of one image.
+
+    Parameters
+    ----------
+    values : list of int
+        The label values, in the order in which the result is wanted.
+    kind : {'t1w', 't2w', 'random'}
+        ``random`` gives every class any mean and spread.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    Contrast
+        Means on a scale of about 0 to 255.
+    """
+    count = len(values)
+    mean = torch.rand(count, generator=generator) * 255
+    spread = torch.rand(count, generator=generator) * 25
+    # Paired labels (left and right) share their statistics.
+    groups = {value: group for group in _T1W for value in group}
+    first: dict[tuple[int, ...], int] = {}
+    for position, value in enumerate(values):
+        group = groups.get(value, (value,))
+        leader = first.setdefault(group, position)
+        mean[position], spread[position] = mean[leader], spread[leader]
+    if kind == 'random':
+        if torch.rand((), generator=generator) < 0.5:  # air is dark more often than not
+            mean[values.index(0)], spread[values.index(0)] = 5 * mean[values.index(0)] / 255, 4
+        return Contrast(mean, spread)
+    if kind == 't1w':
+        # One wide factor for the tissue contrast of the scan as a whole (sequence, field
+        # strength), then each class on its own.
+        widen = 0.5 + 1.0 * torch.rand((), generator=generator)
+        for group, (centre, between, within) in _T1W.items():
+            noise = torch.randn((), generator=generator)
+            factor = 0.6 + 0.6 * torch.rand((), generator=generator)
+            for value in group:
+                if value in values:
+                    position = values.index(value)
+                    mean[position] = centre + widen * between * noise
+                    spread[position] = within * factor
+        return Contrast(mean.clamp_min(0), spread)
+    if kind == 't2w':
+        scale = 1 + 0.1 * torch.randn((), generator=generator)
+        for group, (centre, within) in _T2W.items():
+            noise = torch.randn((), generator=generator)
+            for value in group:
+                if value in values:
+                    position = values.index(value)
+                    mean[position] = scale * (centre + within * noise)
+                    spread[position] = within
+        return Contrast(mean.clamp_min(0), spread)
+    raise ValueError(f"contrast must be 't1w', 't2w' or 'random', not {kind!r}")

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a model folder from the checkpoints of a training run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from bids_app.training.labels import CLASSES
+from bids_app.training.recipe import Recipe
+
+
+def export_model(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
+    """Write ``weights.safetensors`` (half precision), ``card.json`` and the training curve.
+
+    Scores that an earlier card held (``validation``) are kept only if the weights are the same.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The recipe that was trained.
+    folder : pathlib.Path
+        The model folder.
+    checkpoints : pathlib.Path
+        Has ``<stage>/best.pt`` for every stage.
+
+    Returns
+    -------
+    pathlib.Path
+        The card.
+    """
+    from safetensors.torch import save
+
+    tensors, trained = {}, {}
+    for name in recipe.stages:
+        state = torch.load(checkpoints / name / 'best.pt', map_location='cpu', weights_only=True)
+        trained[name] = state['step']
+        for key, value in state['network'].items():
+            tensors[f'{name}.{key}'] = value.half().contiguous()
+    content = save(tensors)
+    _replace(folder / 'weights.safetensors', content)
+    digest = hashlib.sha256(content).hexdigest()
+    path = folder / 'card.json'
+    old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    card = {
+        'name': recipe.name,
+        'version': recipe.version,
+        'description': recipe.description,
+        'licence': recipe.licence,
+        'sha256': digest,
+        'classes': list(CLASSES),
+        'outputs': 'logits of the classes, then the logit of "right side"',
+        'stages': {
+            name: {
+                'network': stage.network,
+                'arguments': stage.arguments,
+                'spacing': stage.spacing,
+                'shape': list(stage.shape),
+                'steps': trained[name],
+                'parameters': sum(
+                    value.numel() for key, value in tensors.items() if key.startswith(f'{name}.')
+                ),
+            }
+            for name, stage in recipe.stages.items()
+        },
+        'training_data': recipe.data,
+        **recipe.card,
+    }
+    if old.get('sha256') == digest and 'validation' in old:
+        card['validation'] = old['validation']
+    _replace(path, (json.dumps(card, indent=2) + '\n').encode())
+    return path
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: resumes, logs, validates, keeps the best weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bids_app.networks import build_network
+from bids_app.training.label_maps import LabelMaps
+from bids_app.training.losses import segmentation_loss
+from bids_app.training.recipe import StageRecipe
+from bids_app.training.samples import CoarseSampler, FineSampler, Sample, Sampler
+
+logger = logging.getLogger('anatnet.training')
+
+Validator = Callable[[nn.Module], dict[str, float]]
+
+
+def make_sampler(stage: StageRecipe, maps: LabelMaps, seed: int) -> Sampler:
+    """Return the sampler that fits a stage: fine where the network takes context."""
+    kind = FineSampler if stage.arguments.get('context_channels') else CoarseSampler
+    return kind(maps, stage.ranges, stage.shape, stage.spacing, stage.draws, seed)
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int, decay: float) -> float:
+    """Return the share of the learning rate at a step: warm-up, constant, linear decay."""
+    if step < warmup:
+        return (step + 1) / warmup
+    start = steps * (1 - decay)
+    return 1.0 if step < start else max(0.0, (steps - step) / max(1.0, steps - start))
+
+
+def _batch(samples: list[Sample], device: torch.device) -> tuple[torch.Tensor | None, ...]:
+    image = torch.stack([sample.image for sample in samples]).to(device)
+    target = torch.stack([sample.target for sample in samples]).to(device)
+    side = torch.stack([sample.side for sample in samples]).to(device)
+    context = None
+    if samples[0].context is not None:
+        context = torch.stack([sample.context for sample in samples]).to(device)
+    return image, context, target, side
+
+
+class Trainer:
+    """Trains one stage of a recipe in a folder of its own.
+
+    Parameters
+    ----------
+    stage : StageRecipe
+        What to train.
+    maps, validation_maps : LabelMaps
+        Label maps to learn from, and others to validate on.
+    folder : pathlib.Path
+        Where ``checkpoint.pt``, ``best.pt`` and ``log.jsonl`` go.
+    seed : int
+        Seed of weights and samples.
+    device : str
+        Torch device.
+    validator : callable, optional
+        Takes the averaged network and returns scores, of which ``score`` decides what is best.
+        By default Dice and loss on fixed synthetic samples of ``validation_maps``.
+    initial : dict, optional
+        Weights to start from (fine-tuning).
+    """
+
+    def __init__(
+        self,
+        stage: StageRecipe,
+        maps: LabelMaps,
+        validation_maps: LabelMaps,
+        folder: Path,
+        *,
+        seed: int = 0,
+        device: str = 'cpu',
+        validator: Validator | None = None,
+        initial: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.stage = stage
+        self.folder = folder
+        self.device = torch.device(device)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(seed)
+        self.network = build_network(stage.network, stage.arguments).to(self.device)
+        if initial is not None:
+            self.network.load_state_dict(initial)
+        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), stage.learning_rate, weight_decay=stage.weight_decay
+        )
+        self.step = 0
+        self.best = -math.inf
+        self._resume()
+        # A resumed run must not see the samples of the first steps again.
+        self.sampler = make_sampler(stage, maps, seed + 1_000_003 * (self.step + 1))
+        self.validator = validator or self._synthetic_validator(validation_maps)
+
+    def _resume(self) -> None:
+        path = self.folder / 'checkpoint.pt'
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.network.load_state_dict(state['network'])
+        self.average.load_state_dict(state['average'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.step, self.best = state['step'], state['best']
+        logger.info('%s: resumed at step %d', self.folder.name, self.step)
+
+    def _save(self, name: str, content: dict[str, object]) -> None:
+        temporary = self.folder / f'.{name}.{os.getpid()}'
+        torch.save(content, temporary)
+        os.replace(temporary, self.folder / name)
+
+    def checkpoint(self) -> None:
+        """Write all that a later call needs to go on."""
+        self._save(
+            'checkpoint.pt',
+            {
+                'network': self.network.state_dict(),
+                'average': self.average.state_dict(),
+                'optimizer': self.optimizer.state_dict(),
+                'step': self.step,
+                'best': self.best,
+            },
+        )
+
+    def run(self, steps: int | None = None, minutes: float | None = None) -> Path:
+        """Train until ``steps`` or for ``minutes``, whichever comes first.
+
+        Parameters
+        ----------
+        steps : int, optional
+            Total steps, instead of the recipe's; also the length of the schedule.
+        minutes : float, optional
+            Wall-clock limit of this call; a later call goes on.
+
+        Returns
+        -------
+        pathlib.Path
+            ``best.pt``: the averaged weights with the best validation score.
+        """
+        stage = self.stage
+        steps = steps or stage.steps
+        deadline = time.monotonic() + 60 * minutes if minutes else math.inf
+        parts: dict[str, float] = {}
+        started = time.monotonic()
+        since = 0
+        while self.step < steps and time.monotonic() < deadline:
+            factor = learning_rate_factor(self.step, steps, stage.warmup, stage.decay)
+            for group in self.optimizer.param_groups:
+                group['lr'] = stage.learning_rate * factor
+            new = self._train_step()
+            parts = {k: 0.98 * parts.get(k, v) + 0.02 * v for k, v in new.items()}
+            self.step += 1
+            since += 1
+            if self.step % 50 == 0:
+                self._log(
+                    {
+                        'step': self.step,
+                        **parts,
+                        'seconds_per_step': (time.monotonic() - started) / since,
+                    }
+                )
+            if self.step % stage.validate_every == 0 or self.step == steps:
+                self.validate()
+                self.checkpoint()
+            elif self.step % 100 == 0:
+                self.checkpoint()
+        self.checkpoint()
+        if not (self.folder / 'best.pt').exists():
+            self.validate()
+        return self.folder / 'best.pt'
+
+    def _train_step(self) -> dict[str, float]:
+        samples = [self.sampler.draw() for _ in range(self.stage.batch)]
+        image, context, target, side = _batch(samples, self.device)
+        self.network.train()
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.network(image, context)
+        loss, parts = segmentation_loss(logits, target, side)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = min(self.stage.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, value in zip(
+                self.average.state_dict().values(), self.network.state_dict().values(), strict=True
+            ):
+                mean.lerp_(value, 1 - decay)
+        return {**parts, 'loss': loss.item()}
+
+    def validate(self) -> None:
+        """Score the averaged weights and keep them if they are the best so far."""
+        scores = self.validator(self.average)
+        self._log({'step': self.step, 'validation': scores})
+        if scores['score'] > self.best:
+            self.best = scores['score']
+            self._save('best.pt', {'network': self.average.state_dict(), 'step': self.step})
+
+    def _synthetic_validator(self, maps: LabelMaps, count: int = 6) -> Validator:
+        sampler = make_sampler(self.stage, maps, 12345)
+        samples = [sampler.draw() for _ in range(count)]
+
+        def validate(network: nn.Module) -> dict[str, float]:
+            # Sums over all samples, so that a class at the rim of one crop does not count alone.
+            overlap, size, right, lateral = 0.0, 0.0, 0.0, 0.0
+            for sample in samples:
+                image, context, target, side = _batch([sample], self.device)
+                with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
+                    logits = network(image, context).float()
+                found = nn.functional.one_hot(
+                    logits[0, :-1].argmax(dim=0), target.shape[1]
+                ).movedim(-1, 0)
+                truth = nn.functional.one_hot(
+                    target[0].argmax(dim=0), target.shape[1]
+                ).movedim(-1, 0)
+                overlap = overlap + (found * truth).sum((1, 2, 3))
+                size = size + found.sum((1, 2, 3)) + truth.sum((1, 2, 3))
+                wanted = side[0, 1] > side[0, 0]
+                counted = side[0].sum(dim=0) > 0.5
+                right += float(((logits[0, -1] > 0) == wanted)[counted].sum())
+                lateral += float(counted.sum())
+            dice = (2 * overlap / size.clamp_min(1))[1:]
+            mean = float(dice.mean())
+            return {
+                'score': mean,
+                'dice_min': float(dice.min()),
+                'side_accuracy': right / max(1.0, lateral),
+                'dice': [round(float(value), 3) for value in dice],
+            }
+
+        return validate
+
+    def _log(self, entry: dict[str, object]) -> None:
+        entry['time'] = round(time.time())
+        with (self.folder / 'log.jsonl').open('a', encoding='utf-8') as stream:
+            stream.write(json.dumps(entry) + '\n')
+        logger.info('%s: %s', self.folder.name, json.dumps(entry))
