@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that make the output folder a BIDS derivatives data set."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_app import __version__
+from bids_app.bids.files import (
+    atomic_copy,
+    atomic_open,
+    atomic_save_nifti,
+    atomic_write_bytes,
+    atomic_write_text,
+    remove_leftovers,
+    write_if_different,
+    write_sidecar,
+)
+from bids_app.errors import AnatNetError, UsageError
+
+if TYPE_CHECKING:
+    from bids_app.config import RunConfig
+
+__all__ = [
+    'atomic_copy',
+    'atomic_open',
+    'atomic_save_nifti',
+    'atomic_write_bytes',
+    'atomic_write_text',
+    'bids_uri',
+    'check_output_dir',
+    'dataset_description',
+    'remove_leftovers',
+    'write_dataset_files',
+    'write_if_different',
+    'write_sidecar',
+]
+
+LOGGER = logging.getLogger('anatnet.bids')
+
+PIPELINE = 'AnatNet'
+BIDS_VERSION = '1.10.0'
+
+# 'figures' without a trailing slash: the validator does not match 'figures/' below a subject.
+BIDSIGNORE = """\
+*.html
+logs
+log
+figures
+*_xfm.*
+*_morph.*
+*_stats.*
+*_uncertainty.*
+*_predictions.*
+group_*.tsv
+group_*.json
+"""
+
+README = """\
+# AnatNet derivatives
+
+Written by AnatNet {version} from the raw data set "{name}".
+
+Per session, in `sub-*/[ses-*/]anat/`, all on the grid of the T1w scan:
+
+- `desc-preproc_T1w`: the scan after bias correction, not skull-stripped
+- `desc-brain_mask`: brain mask
+- `dseg`: tissues, 1 grey matter, 2 white matter, 3 cerebrospinal fluid (`dseg.tsv`)
+- `label-{{GM,WM,CSF}}_probseg`: tissue probabilities
+- `desc-wholebrain_dseg`: brain structures with FreeSurfer's numbers (`desc-wholebrain_dseg.tsv`)
+- `desc-entropy_uncertainty`: where the network is unsure, 0 to 1
+- `desc-tissue_morph.tsv`, `desc-wholebrain_morph.tsv`: volumes in mm^3
+- `desc-qc_stats.tsv`: quality measures
+
+`sub-*.html` are the reports to look at first. Results are for research, not for clinical use.
+"""
+
+
+def bids_uri(path: Path, bids_dir: Path) -> str:
+    """Name a raw file as a sidecar's ``Sources`` wants it.
+
+    Examples
+    --------
+    >>> bids_uri(Path('/data/sub-01/anat/sub-01_T1w.nii.gz'), Path('/data'))
+    'bids:raw:sub-01/anat/sub-01_T1w.nii.gz'
+    """
+    return f'bids:raw:{Path(path).relative_to(bids_dir).as_posix()}'
+
+
+def dataset_description(config: RunConfig) -> dict[str, Any]:
+    """Return the content of the derivatives' ``dataset_description.json``.
+
+    Name, DOI and licence of the source are taken over from its own description; the container is
+    named by ``ANATNET_DOCKER_TAG`` or ``ANATNET_SINGULARITY_URL``, which our images set.
+    """
+    raw = read_description(config.bids_dir)
+    generated: dict[str, Any] = {'Name': PIPELINE, 'Version': __version__}
+    if tag := os.environ.get('ANATNET_DOCKER_TAG'):
+        generated['Container'] = {'Type': 'docker', 'Tag': tag}
+    elif uri := os.environ.get('ANATNET_SINGULARITY_URL'):
+        generated['Container'] = {'Type': 'singularity', 'URI': uri}
+    description: dict[str, Any] = {
+        'Name': f'{PIPELINE}: segmentation of structural MRI',
+        'BIDSVersion': BIDS_VERSION,
+        'DatasetType': 'derivative',
+        'GeneratedBy': [generated],
+        'HowToAcknowledge': 'Cite the works listed in logs/CITATION.md',
+        'DatasetLinks': {'raw': Path(os.path.abspath(config.bids_dir)).as_uri()},
+    }
+    if doi := raw.get('DatasetDOI'):
+        description['SourceDatasets'] = [{'DOI': doi}]
+    if licence := raw.get('License'):
+        description['License'] = licence
+    return description
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read a ``dataset_description.json``; empty where there is none or it is not JSON."""
+    try:
+        content = json.loads((Path(folder) / 'dataset_description.json').read_text('utf-8'))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Check that the output folder can be made and written and is not another data set.
+
+    Raises
+    ------
+    UsageError
+        If it holds a raw data set or the derivatives of another pipeline.
+    AnatNetError
+        If it cannot be written.
+    """
+    description = read_description(output_dir)
+    makers = {maker.get('Name', '?'): maker.get('Version')
+              for maker in description.get('GeneratedBy') or ()
+              if isinstance(maker, dict)}  # fmt: skip
+    if description and PIPELINE not in makers:
+        whose = f'the derivatives of {next(iter(makers))}' if makers else 'another data set'
+        raise UsageError(
+            f'{output_dir} holds {whose} (see its dataset_description.json); '
+            'choose a folder of its own for the output'
+        )
+    made_by = makers.get(PIPELINE)
+    if made_by is not None and made_by != __version__:
+        LOGGER.warning(
+            '%s was made by %s %s, this is %s: results of two versions will stand side by side',
+            output_dir, PIPELINE, made_by, __version__,
+        )  # fmt: skip
+    probe = Path(output_dir) / '.anatnet-can-write'
+    try:
+        atomic_write_bytes(probe, b'')
+        probe.unlink()
+    except OSError as error:
+        raise AnatNetError(
+            f'cannot write to the output folder {output_dir}: {error.strerror}; '
+            'check its permissions (and the mount, in a container)'
+        ) from None
+
+
+def write_dataset_files(config: RunConfig, citation: Mapping[str, str] | None = None) -> None:
+    """Write the top-level files of the derivatives, those that are missing or different.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Names input and output.
+    citation : mapping of str to str, optional
+        Name and text of the files of ``logs/`` that say what to cite (``CITATION.md`` and
+        ``CITATION.bib``).
+
+    Raises
+    ------
+    AnatNetError
+        If the description cannot be written. Everything else is a warning: a protected
+        ``.bidsignore`` must not end a run.
+    """
+    root = Path(config.output_dir)
+    description = json.dumps(dataset_description(config), indent=2, ensure_ascii=False) + '\n'
+    try:
+        write_if_different(root / 'dataset_description.json', description)
+    except OSError as error:
+        raise AnatNetError(f'cannot write {error.filename}: {error.strerror}') from None
+    name = read_description(config.bids_dir).get('Name') or Path(config.bids_dir).name
+    files = {
+        '.bidsignore': BIDSIGNORE,
+        'README.md': README.format(version=__version__, name=name),
+        **_label_tables(),
+        **{f'logs/{file}': text for file, text in (citation or {}).items()},
+    }
+    for file, text in files.items():
+        try:
+            write_if_different(root / file, text)
+        except OSError as error:
+            LOGGER.warning('Cannot write %s (%s); going on', root / file, error.strerror)
+
+
+def _label_tables() -> dict[str, str]:
+    """Write the label tables of the two segmentations: index, name, color."""
+    from bids_app.data import structures, tissues
+
+    return {
+        file: 'index\tname\tcolor\n'
+        + ''.join(f'{label.index}\t{label.name}\t{label.color}\n' for label in labels)
+        for file, labels in (
+            ('dseg.tsv', tissues()),
+            ('desc-wholebrain_dseg.tsv', structures()),
+        )
+    }
