@@ -186,6 +186,8 @@ def conform_grid(
     new_count = np.where(scale == 1, count, new_count)
     new_affine = affine_ras.copy()
     new_affine[:3, :3] = affine_ras[:3, :3] * scale
+    if np.all(scale == 1):
+        return shape_ras, affine_ras
     centre = affine_ras[:3, :3] @ ((count - 1) / 2) + affine_ras[:3, 3]
     new_affine[:3, 3] = centre - new_affine[:3, :3] @ ((new_count - 1) / 2)
     return tuple(int(n) for n in new_count), new_affine
