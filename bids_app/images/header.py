@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ImageError
-from .resample import voxel_sizes
+from .grids import voxel_sizes
 
 MIN_VOXEL_MM = 0.1
 MAX_VOXEL_MM = 12.0

@@ -8,18 +8,16 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from bids_app.images.resample import (
-    axis_weights,
+from bids_app.images.grids import (
     canonical,
     canonical_affine,
     conform_grid,
     from_canonical,
-    resample_separable,
-    resample_to,
     separable_axes,
     slab,
     voxel_sizes,
 )
+from bids_app.images.resample import axis_weights, resample_separable, resample_to
 
 ORIENTATIONS = list(product(permutations(range(3)), product((1, -1), repeat=3)))
 
