@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bids_app.training.labels import CLASSES
+from bids_app.inference.classes import CLASSES
 from bids_app.training.recipe import Recipe
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bids_app.errors import ImageError
-from bids_app.training.labels import class_table, side_table
+from bids_app.inference.classes import class_table, side_table
 
 
 @dataclass
@@ -29,7 +29,7 @@ class LabelMaps:
     deep_centres : list of torch.Tensor, each shape (3,), float32
         Centre of the deep grey matter, in voxels.
     classes : torch.Tensor, shape (labels,), int64
-        Class of every label index (:data:`bids_app.training.labels.CLASSES`).
+        Class of every label index (:data:`bids_app.inference.classes.CLASSES`).
     sides : torch.Tensor, shape (labels,), int64
         -1 left, 1 right, 0 neither.
     names : list of str

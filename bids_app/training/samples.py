@@ -12,7 +12,7 @@ from bids_app.images.intensity import normalise_brain, normalise_head
 from bids_app.inference.context import resample_linear
 from bids_app.training.contrast import Contrast, draw_contrast
 from bids_app.training.label_maps import LabelMaps
-from bids_app.training.labels import CLASSES
+from bids_app.inference.classes import CLASSES
 from bids_app.training.synthesis import (
     Deformation,
     Ranges,

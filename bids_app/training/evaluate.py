@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m bids_app.training.evaluate``: Dice and Hausdorff distance per structure.
+
+Compares label maps with a reference, either maps that exist (``--predictions``) or those that a
+model makes from the scans beside the reference (``--model``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from bids_app.data import structures
+from bids_app.errors import AnatNetError, ImageError, UsageError
+
+IGNORE = -1
+"""Index of the mapping table for voxels that take no part in the comparison."""
+
+
+def read_mapping(path: Path) -> dict[int, int]:
+    """Read a label-mapping table.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        TSV with columns ``value`` (of the reference) and ``index`` (FreeSurfer's number, 0 for
+        background, -1 for "leave these voxels out"). Values that are not listed count as 0.
+
+    Returns
+    -------
+    dict
+        ``value -> index``.
+    """
+    try:
+        with path.open(encoding='utf-8', newline='') as stream:
+            return {
+                int(row['value']): int(row['index'])
+                for row in csv.DictReader(stream, delimiter='\t')
+            }
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UsageError(
+            f'{path}: not a mapping table ({error}): it needs the columns value and index'
+        ) from error
+
+
+def apply_mapping(labels: np.ndarray, mapping: dict[int, int]) -> np.ndarray:
+    """Translate the values of a label map; see :func:`read_mapping`. Returns int16."""
+    table = np.zeros(max(int(labels.max()), *mapping, 0) + 1, dtype=np.int16)
+    for value, index in mapping.items():
+        table[value] = index
+    return table[labels]
+
+
+def dice(reference: np.ndarray, prediction: np.ndarray) -> float:
+    """Return the Dice overlap of two boolean arrays; nan if both are empty."""
+    size = int(reference.sum()) + int(prediction.sum())
+    return 2 * int((reference & prediction).sum()) / size if size else float('nan')
+
+
+def hausdorff95(
+    reference: np.ndarray, prediction: np.ndarray, zooms: tuple[float, float, float]
+) -> float:
+    """Return the 95th percentile of the symmetric surface distance.
+
+    Parameters
+    ----------
+    reference, prediction : ndarray, shape (x, y, z), bool
+        Structures.
+    zooms : tuple of float
+        Voxel size, mm.
+
+    Returns
+    -------
+    float
+        mm; the larger of the two directed percentiles; nan if either is empty.
+    """
+    from scipy.ndimage import binary_erosion, distance_transform_edt
+
+    if not reference.any() or not prediction.any():
+        return float('nan')
+    either = reference | prediction
+    box = tuple(
+        slice(max(0, int(hit[0]) - 1), int(hit[-1]) + 2)
+        for hit in (
+            np.flatnonzero(either.any(axis=tuple(a for a in range(3) if a != axis)))
+            for axis in range(3)
+        )
+    )
+    reference, prediction = np.pad(reference[box], 1), np.pad(prediction[box], 1)
+    surfaces = [mask & ~binary_erosion(mask) for mask in (reference, prediction)]
+    distances = []
+    for own, other in (surfaces, surfaces[::-1]):
+        distances.append(np.percentile(distance_transform_edt(~other, sampling=zooms)[own], 95))
+    return float(max(distances))
+
+
+def compare(
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    zooms: tuple[float, float, float],
+    *,
+    surface: bool = True,
+) -> dict[int, dict[str, float]]:
+    """Compare two label maps structure by structure.
+
+    Parameters
+    ----------
+    reference, prediction : ndarray, shape (x, y, z)
+        FreeSurfer numbers on one grid; reference voxels of -1 are left out of both.
+    zooms : tuple of float
+        Voxel size, mm.
+    surface : bool
+        Compute Hausdorff distances too.
+
+    Returns
+    -------
+    dict
+        For each structure of the reference: ``dice``, ``hd95`` (mm), ``reference_mm3``,
+        ``prediction_mm3``.
+    """
+    counted = reference != IGNORE
+    voxel = float(np.prod(zooms))
+    result = {}
+    for structure in structures():
+        own = (reference == structure.index) & counted
+        found = (prediction == structure.index) & counted
+        if not own.any():
+            continue
+        result[structure.index] = {
+            'dice': dice(own, found),
+            'hd95': hausdorff95(own, found, zooms) if surface else float('nan'),
+            'reference_mm3': float(own.sum()) * voxel,
+            'prediction_mm3': float(found.sum()) * voxel,
+        }
+    return result
+
+
+def predict(path: Path, model: Path, *, precision: str, bias: bool) -> tuple[np.ndarray, float]:
+    """Segment one scan as the app does; return labels on its grid and seconds."""
+    import torch
+
+    from bids_app.images.grids import conform_grid
+    from bids_app.images.resample import resample_separable
+    from bids_app.images.scans import load_scan
+    from bids_app.inference.brain import load_predictors, locate
+    from bids_app.inference.cascade import segment
+    from bids_app.inference.native import to_native
+
+    scan = load_scan(path)
+    shape, affine = conform_grid(scan.data.shape, scan.affine)
+    conformed = resample_separable(scan.data, scan.affine, shape, affine)
+    predictors = load_predictors(model, precision=precision)
+    started = time.monotonic()
+    image = torch.from_numpy(np.ascontiguousarray(conformed, dtype=np.float32))
+    coarse = locate(image, model, predictors)
+    if bias:
+        from bids_app.images.bias import n4_bias_field
+
+        mask = (coarse.brain_probability(shape) > 0.5).numpy()
+        image = image / torch.from_numpy(n4_bias_field(conformed, affine, mask))
+    found = segment(image, coarse, predictors['fine'])
+    result = to_native(found, affine, scan.data.shape, scan.affine)
+    return result.labels.astype(np.int16), time.monotonic() - started
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, object]:
+    """Evaluate all references of a folder; see the command's help."""
+    references = sorted(options.reference.glob(options.pattern))[: options.limit]
+    if not references:
+        raise UsageError(f'{options.reference}: nothing matches {options.pattern}')
+    mapping = read_mapping(options.mapping) if options.mapping else None
+    model = None
+    if options.model:
+        from bids_app.inference.models import find_model
+
+        model = find_model(options.model, options.models_dir)
+    scans = {}
+    for path in references:
+        other = path.name.replace(options.replace[0], options.replace[1])
+        image = nib.load(path)
+        labels = np.asarray(image.dataobj).astype(np.int16)
+        if mapping:
+            labels = apply_mapping(labels, mapping)
+        if model:
+            found, seconds = predict(
+                path.with_name(other), model, precision=options.precision, bias=options.n4
+            )
+        else:
+            given = nib.load(options.predictions / other)
+            found, seconds = np.asarray(given.dataobj).astype(np.int16), float('nan')
+            if not np.allclose(given.affine, image.affine, atol=1e-3):
+                raise ImageError(f'{options.predictions / other}: not on the grid of {path.name}')
+        if found.shape != labels.shape:
+            raise ImageError(f'{path.name}: shapes differ: {labels.shape} and {found.shape}')
+        zooms = tuple(float(z) for z in image.header.get_zooms()[:3])
+        rows = compare(labels, found, zooms, surface=not options.no_surface)
+        brain = dice(labels > 0, (found > 0) & (labels != IGNORE))
+        scans[path.name] = {'structures': rows, 'brain_dice': brain, 'seconds': seconds}
+        core = [rows[s.index]['dice'] for s in structures() if s.core and s.index in rows]
+        print(f'{path.name}: mean Dice {np.mean(core):.3f}, brain {brain:.3f}', file=sys.stderr)
+    return summarise(scans)
+
+
+def summarise(scans: dict[str, dict]) -> dict[str, object]:
+    """Average the comparisons of many scans, per structure and over the 25 core structures."""
+    table = {}
+    for structure in structures():
+        rows = [s['structures'][structure.index] for s in scans.values()
+                if structure.index in s['structures']]  # fmt: skip
+        if rows:
+            table[structure.name] = {
+                key: round(float(np.nanmean([row[key] for row in rows])), 4) for key in rows[0]
+            } | {'scans': len(rows), 'dice_min': round(min(row['dice'] for row in rows), 4)}
+    core = [table[s.name] for s in structures() if s.core and s.name in table]
+    return {
+        'scans': len(scans),
+        'mean_dice_core': round(float(np.mean([row['dice'] for row in core])), 4),
+        'mean_hd95_core': round(float(np.mean([row['hd95'] for row in core])), 3),
+        'core_structures': len(core),
+        'brain_dice': round(float(np.mean([s['brain_dice'] for s in scans.values()])), 4),
+        'seconds': round(float(np.mean([s['seconds'] for s in scans.values()])), 2),
+        'structures': table,
+        'per_scan': {
+            name: round(
+                float(np.mean([scan['structures'][s.index]['dice'] for s in structures()
+                               if s.core and s.index in scan['structures']])), 4)
+            for name, scan in scans.items()
+        },
+    }  # fmt: skip
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the argument parser of ``python -m bids_app.training.evaluate``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m bids_app.training.evaluate',
+        description='Dice and 95 %% Hausdorff distance per structure, as JSON.',
+    )
+    parser.add_argument('reference', type=Path, help='folder of reference label maps')
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--predictions', type=Path, help='folder of label maps to judge')
+    source.add_argument('--model', help='model that segments the scans beside the references')
+    parser.add_argument('--models-dir', type=Path, help='where models are')
+    parser.add_argument('--pattern', default='*_labels.nii.gz', help='reference files')
+    parser.add_argument(
+        '--replace', nargs=2, default=('_labels', '_T1w'), metavar=('OLD', 'NEW'),
+        help='turns the name of a reference into that of its prediction or scan',
+    )  # fmt: skip
+    parser.add_argument('--mapping', type=Path, help='label-mapping table of the reference (TSV)')
+    parser.add_argument('--limit', type=int, help='only the first so many')
+    parser.add_argument('--precision', default='auto', help='auto, float32 or bfloat16')
+    parser.add_argument('--n4', action='store_true', help='correct the bias field first')
+    parser.add_argument('--threads', type=int, help='CPU threads')
+    parser.add_argument('--no-surface', action='store_true', help='skip Hausdorff distances')
+    parser.add_argument('--out', type=Path, help='write the JSON there as well')
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = make_parser().parse_args(argv)
+    try:
+        if options.threads:
+            import torch
+
+            torch.set_num_threads(options.threads)
+        result = evaluate(options)
+    except AnatNetError as error:
+        print(f'anatnet: error: {error}', file=sys.stderr)
+        return error.exit_code
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + '\n', encoding='utf-8')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
