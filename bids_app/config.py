@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,14 +24,6 @@ MODULES = ('mask', 'tissue', 'wholebrain')
 def new_run_uuid() -> str:
     """Return a run id as the field writes it, ``YYYYmmdd-HHMMSS_<uuid4>``."""
     return f'{datetime.now().strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4()}'
-
-
-def default_nprocs() -> int:
-    """Count the CPU cores that this process may use (a container's share, not the machine's)."""
-    try:
-        return len(os.sched_getaffinity(0)) or 1
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,16 +164,17 @@ def check_output_dir(output_dir: Path) -> None:
         ) from None
 
 
-def write_dataset_files(config: RunConfig, citation: Mapping[str, str] | None = None) -> None:
+def write_dataset_files(
+    config: RunConfig, methods: str | None = None, bibliography: str | None = None
+) -> None:
     """Write the top-level files of the derivatives, those that are missing or different.
 
     Parameters
     ----------
     config : RunConfig
         Names input and output.
-    citation : mapping of str to str, optional
-        Name and text of the files of ``logs/`` that say what to cite (``CITATION.md`` and
-        ``CITATION.bib``).
+    methods, bibliography : str, optional
+        Texts of ``logs/CITATION.md`` and ``logs/CITATION.bib``; left as they are where ``None``.
 
     Raises
     ------
@@ -193,9 +193,12 @@ def write_dataset_files(config: RunConfig, citation: Mapping[str, str] | None = 
         '.bidsignore': BIDSIGNORE,
         'README.md': README.format(version=__version__, name=name),
         **_label_tables(),
-        **{f'logs/{file}': text for file, text in (citation or {}).items()},
+        'logs/CITATION.md': methods,
+        'logs/CITATION.bib': bibliography,
     }
     for file, text in files.items():
+        if text is None:
+            continue
         try:
             write_if_different(root / file, text)
         except OSError as error:

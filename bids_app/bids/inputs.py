@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -358,6 +359,8 @@ def _modality(
     named = image.entities.get('subject'), image.entities.get('session')
     if named != (image.subject, image.session):
         return None, 'its name does not belong to the folder it lies in'
+    if re.search(r'_(desc|space)-', image.path.name):
+        return None, 'a derivative among the raw data'
     relative = image.path.relative_to(bids_dir).as_posix()
     rejected = None
     for modality, query in QUERIES.items():

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``anatnet``: read the command line, check it, run the level, leave with a code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_app import __version__
+from bids_app.config import MODULES, RunConfig, read_toml
+from bids_app.environment import (
+    default_nprocs,
+    default_work_dir,
+    limit_threads,
+    prepare_environment,
+)
+from bids_app.errors import AnatNetError, NoInputError, SoftwareError, UsageError
+from bids_app.options import LATER_MODULES, build_parser, later, normalise
+
+if TYPE_CHECKING:
+    from bids_app.bids.inputs import SessionRecord
+
+LOGGER = logging.getLogger('anatnet')
+
+# A configuration file describes a run, these belong to one call.
+_NOT_FROM_FILE = ('run_uuid', 'command_line')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the app.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the name of the program, by default those of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0 done, 1 a scan failed, 2 usage, 16 invalid BIDS, 66 no input, 70 a fault of
+        the software, 130 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    prepare_environment()
+    debug = False
+    try:
+        config = parse(argv)
+        debug = 'traceback' in config.debug
+        limit_threads(config.omp_nthreads)
+        from bids_app.logs import close_logging, setup_logging
+
+        setup_logging(config.verbose)
+        try:
+            return run(config)
+        finally:
+            close_logging()
+    except AnatNetError as error:
+        if debug:
+            raise
+        print(f'anatnet: error: {error}', file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print('anatnet: interrupted; the same command goes on from here', file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # "anatnet --dry-run | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parse(argv: Sequence[str]) -> RunConfig:
+    """Turn arguments, and the configuration file that they may name, into a configuration.
+
+    Raises
+    ------
+    UsageError
+        If something asked for cannot be; the message says how to ask for it.
+    SystemExit
+        After ``--help`` and ``--version``.
+    """
+    arguments = normalise(argv)
+    has_file = any(a == '--config-file' or a.startswith('--config-file=') for a in arguments)
+    parser = build_parser(positionals_needed=not has_file)
+    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    values: dict[str, Any] = {}
+    if file := given.pop('config_file', None):
+        values = _read_config_file(file)
+    values.update(_converted(given))
+    values['command_line'] = (parser.prog, *argv)
+    return _checked(values)
+
+
+def run(config: RunConfig) -> int:
+    """Do what a configuration asks for and return the exit code."""
+    from bids_app.bids.check import check_description
+
+    if config.boilerplate_only:
+        _prepare_output(config)
+        return _run_participant(config, [])
+    if not config.skip_bids_validation:
+        check_description(config.bids_dir)
+    from bids_app.bids.inputs import collect_sessions
+
+    records = collect_sessions(config)
+    usable = [record for record in records if record.problem is None]
+    if config.dry_run:
+        from bids_app.bids.overview import overview
+
+        print(overview(records, config.bids_dir), end='')
+        return 0 if usable else NoInputError.exit_code
+    if not usable:
+        reasons = sorted({str(record.problem) for record in records})
+        raise NoInputError(
+            f'nothing to process in {config.bids_dir}: {"; ".join(reasons[:3])} '
+            f'({len(records)} sessions looked at; --dry-run lists them)'
+        )
+    _prepare_output(config)
+    _announce(config, records)
+    return _run_participant(config, records)
+
+
+def _announce(config: RunConfig, records: list[SessionRecord]) -> None:
+    """Say what will be done and what will not, and check the chosen input."""
+    from bids_app.bids.check import check_scans, run_validator
+
+    usable = [record for record in records if record.problem is None]
+    LOGGER.info('AnatNet %s: %d of %d sessions to process from %s', __version__, len(usable),
+                len(records), config.bids_dir)  # fmt: skip
+    LOGGER.info('Output in %s, log in %s', config.output_dir, config.log_dir)
+    if not config.skip_bids_validation:
+        for line in check_scans(usable):
+            LOGGER.warning('%s', line)
+        run_validator(config.bids_dir, sorted({record.subject for record in usable}))
+
+
+def _run_participant(config: RunConfig, records: list[SessionRecord]) -> int:
+    """Hand over to the workflow; what nobody foresaw becomes one line, its traceback is logged."""
+    from bids_app.workflows.participant import run_participant
+
+    try:
+        return run_participant(config, records)
+    except (AnatNetError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        LOGGER.exception('Unexpected error')
+        raise SoftwareError(
+            f'unexpected {type(error).__name__}: {error}; this is a fault of AnatNet, please '
+            f'report it with {config.log_dir / "anatnet.log"}'
+        ) from error
+
+
+def _prepare_output(config: RunConfig) -> None:
+    """Make the output a data set, open the log file and keep the configuration beside it."""
+    from bids_app.bids.dataset import atomic_write_text, check_output_dir, write_dataset_files
+    from bids_app.logs import add_log_file
+    from bids_app.reports.methods import citation_bibtex
+
+    check_output_dir(config.output_dir)
+    write_dataset_files(config, bibliography=citation_bibtex())
+    add_log_file(config.log_dir / 'anatnet.log', config.verbose)
+    atomic_write_text(config.log_dir / 'config.toml', config.to_toml())
+
+
+def _read_config_file(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text('utf-8')
+    except OSError as error:
+        raise UsageError(f'cannot read the configuration {file}: {error.strerror}') from None
+    values = read_toml(text, str(file))
+    return {name: value for name, value in values.items() if name not in _NOT_FROM_FILE}
+
+
+def _converted(given: dict[str, Any]) -> dict[str, Any]:
+    """Turn what argparse returns into the types of the configuration."""
+    values = {name: value for name, value in given.items() if name != 'notrack'}
+    for name in ('participant_label', 'session_label'):
+        if name in values:
+            values[name] = tuple(dict.fromkeys(sum(values[name], [])))
+    for name in ('modules', 'debug'):
+        if name in values:
+            values[name] = tuple(values[name])
+    if file := values.pop('bids_filter_file', None):
+        from bids_app.bids.inputs import read_filters
+
+        values['bids_filters'] = read_filters(file)
+    return values
+
+
+def _checked(values: dict[str, Any]) -> RunConfig:
+    """Fill in what depends on the machine and check what can be checked without the data."""
+    missing = [name for name in ('bids_dir', 'output_dir', 'analysis_level') if name not in values]
+    if missing:
+        raise UsageError(f'neither the command line nor the file gives {", ".join(missing)}')
+    for name in ('bids_dir', 'output_dir', 'work_dir', 'bids_database_dir', 'models_dir',
+                 'use_plugin'):  # fmt: skip
+        if name in values:
+            values[name] = Path(os.path.abspath(os.path.expanduser(values[name])))
+    bids_dir, output_dir = values['bids_dir'], values['output_dir']
+    _check_level(values)
+    if not bids_dir.is_dir():
+        raise UsageError(
+            f'there is no folder {bids_dir}; in a container, check that it is mounted '
+            '(-v/--bind HOST_FOLDER:CONTAINER_FOLDER:ro)'
+        )
+    if not os.access(bids_dir, os.R_OK | os.X_OK):
+        raise UsageError(f'the folder {bids_dir} cannot be read; check its permissions')
+    _check_output_place(bids_dir, output_dir)
+    values.setdefault('work_dir', default_work_dir(bids_dir))
+    if _inside(values['work_dir'], bids_dir):
+        raise UsageError(
+            f'the work folder {values["work_dir"]} lies inside the data set; '
+            f'choose another, for instance -w {bids_dir.parent / "work"}'
+        )
+    if 'use_plugin' in values and not values['use_plugin'].is_file():
+        raise UsageError(f'there is no plugin file {values["use_plugin"]}')
+    values['modules'] = _check_modules(values.get('modules', MODULES))
+    values.setdefault('nprocs', default_nprocs())
+    values.setdefault('omp_nthreads', min(values['nprocs'], 8))
+    return RunConfig(**values)
+
+
+def _check_level(values: dict[str, Any]) -> None:
+    if values['analysis_level'] == 'group':
+        raise UsageError(later('the group level'))
+    if values['analysis_level'] != 'participant':
+        raise UsageError(f'there is no analysis level "{values["analysis_level"]}"')
+    if values.get('subject_anatomical_reference') == 'unbiased':
+        raise UsageError(later('--subject-anatomical-reference unbiased'))
+    if values.get('derivatives'):
+        raise UsageError(later('--derivatives'))
+
+
+def _check_modules(asked: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules in the order in which they run, with those they need."""
+    for module in asked:
+        if module in LATER_MODULES:
+            raise UsageError(later(f'the module {module}'))
+        if module not in MODULES:
+            raise UsageError(f'there is no module "{module}"; there are {", ".join(MODULES)}')
+    return tuple(module for module in MODULES if module in asked or module == 'mask')
+
+
+def _check_output_place(bids_dir: Path, output_dir: Path) -> None:
+    """Allow an output folder outside the data set or in a folder of its ``derivatives``."""
+    suggestion = bids_dir / 'derivatives' / 'anatnet'
+    if output_dir.resolve() == bids_dir.resolve():
+        raise UsageError(
+            f'output and input are the same folder; choose another, for instance {suggestion}'
+        )
+    if not _inside(output_dir, bids_dir):
+        return
+    parts = output_dir.resolve().relative_to(bids_dir.resolve()).parts
+    if parts[0] != 'derivatives' or len(parts) < 2:
+        raise UsageError(
+            f'the output folder {output_dir} lies inside the data set; inside it, only a folder '
+            f'of derivatives is allowed, for instance {suggestion}'
+        )
+
+
+def _inside(folder: Path, parent: Path) -> bool:
+    return folder.resolve().is_relative_to(parent.resolve())

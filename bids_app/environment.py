@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the process safe to run anywhere: any user, any home, a given number of threads."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+THREAD_VARIABLES = (
+    'OMP_NUM_THREADS',
+    'OPENBLAS_NUM_THREADS',
+    'MKL_NUM_THREADS',
+    'NUMEXPR_NUM_THREADS',
+    'ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS',
+)
+
+
+def prepare_environment() -> None:
+    """Keep libraries from phoning home and from a home folder that cannot be written.
+
+    Nipype asks a server for news unless ``NO_ET`` is set. In a container the user often has no
+    home folder; Nipype, matplotlib and templateflow then get one in the temporary folder.
+    """
+    os.environ['NO_ET'] = '1'
+    home = Path(os.environ.get('HOME') or os.path.expanduser('~'))
+    if not _is_writable(home):
+        stand_in = Path(tempfile.gettempdir()) / f'anatnet-home-{_uid()}'
+        stand_in.mkdir(mode=0o700, exist_ok=True)
+        os.environ['HOME'] = str(stand_in)
+        for name in ('XDG_CACHE_HOME', 'XDG_CONFIG_HOME'):
+            os.environ.pop(name, None)
+    config = os.environ.get('MPLCONFIGDIR')
+    if config is not None and not _is_writable(Path(config)):
+        del os.environ['MPLCONFIGDIR']
+
+
+def limit_threads(number: int) -> None:
+    """Set how many threads one process may use; before numpy, torch and ITK are loaded."""
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(number)
+
+
+def default_work_dir(bids_dir: Path) -> Path:
+    """Return ``./work``, or a folder in the temporary folder where that cannot be."""
+    here = Path.cwd()
+    if _is_writable(here) and not here.is_relative_to(bids_dir):
+        return here / 'work'
+    return Path(tempfile.gettempdir()) / f'anatnet-work-{_uid()}'
+
+
+def default_nprocs() -> int:
+    """Count the CPU cores this process may use: its affinity and its container's share."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        pass
+    return max(1, cores)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder exists (or could be made where its parent exists) and takes files."""
+    if not folder.exists():
+        return folder.parent.exists() and os.access(folder.parent, os.W_OK | os.X_OK)
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _uid() -> int:
+    return os.getuid() if hasattr(os, 'getuid') else 0

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of the command line and how they become a :class:`~bids_app.config.RunConfig`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bids_app import __version__
+from bids_app.config import MODULES
+from bids_app.errors import UsageError
+
+LATER_MODULES = ('vbm', 'synth', 'classify')
+REFERENCES = ('sessionwise', 'first-lex')
+PRECISIONS = ('auto', 'float32', 'bfloat16')
+DEBUG = ('workdir', 'nipype', 'traceback')
+
+EXIT_CODES = """\
+exit codes:
+  0   all scans processed (or nothing left to do)
+  1   at least one scan or report failed; the others are finished
+  2   the command line asks for something that cannot be
+  16  the input is not a valid BIDS data set
+  66  no participant, session or scan matches
+  70  a fault in AnatNet itself
+
+Every option may be written with - or _ between its words. Results are for research, not for
+clinical use.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message instead of printing all options with it."""
+        raise UsageError(f'{message} (see {self.prog} --help)')
+
+
+class _Later(argparse.Action):
+    """An option of a later release: an error that says so."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        raise UsageError(later(str(option)))
+
+
+def later(what: str) -> str:
+    """Word the error for something that is not in this release."""
+    return f'{what} comes with a later release of AnatNet (this is {__version__})'
+
+
+def normalise(argv: Sequence[str]) -> list[str]:
+    """Write the names of long options with dashes.
+
+    Examples
+    --------
+    >>> normalise(['--participant_label', 'a_b', '--mem_gb=4'])
+    ['--participant-label', 'a_b', '--mem-gb=4']
+    """
+    normal = []
+    for argument in argv:
+        if argument.startswith('--'):
+            name, equals, value = argument.partition('=')
+            argument = name.replace('_', '-') + equals + value
+        normal.append(argument)
+    return normal
+
+
+def build_parser(*, positionals_needed: bool = True, prog: str = 'anatnet') -> Parser:
+    """Make the parser; an option that is not given leaves no trace in its result.
+
+    Parameters
+    ----------
+    positionals_needed : bool
+        ``False`` where a configuration file may hold them.
+    prog : str
+        Name of the command in messages.
+    """
+    parser = Parser(
+        prog=prog,
+        usage='%(prog)s bids_dir output_dir {participant,group} [options]',
+        description='Segment structural brain MRI: brain mask, tissues, 25 structures and their '
+        'volumes, with a report per session.',
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    optional: dict[str, Any] = {} if positionals_needed else {'nargs': '?'}
+    parser.add_argument(
+        'bids_dir', type=Path, help='root of a raw BIDS data set; only read, never written',
+        **optional,
+    )  # fmt: skip
+    parser.add_argument(
+        'output_dir', type=Path, help='folder of the results, for instance '
+        'BIDS_DIR/derivatives/anatnet', **optional,
+    )  # fmt: skip
+    parser.add_argument(
+        'analysis_level', choices=('participant', 'group'),
+        help='participant: every session on its own (group comes with a later release)',
+        **optional,
+    )  # fmt: skip
+    _add_input_options(parser)
+    _add_method_options(parser)
+    _add_resource_options(parser)
+    _add_run_options(parser)
+    _add_other_options(parser)
+    _add_later_options(parser)
+    return parser
+
+
+def _add_input_options(parser: Parser) -> None:
+    group = parser.add_argument_group('which scans')
+    group.add_argument(
+        '--participant-label', nargs='+', metavar='LABEL', type=_labels('sub-'),
+        help='participants to process, with or without "sub-" (default: all)',
+    )  # fmt: skip
+    group.add_argument(
+        '--session-label', nargs='+', metavar='LABEL', type=_labels('ses-'),
+        help='sessions to process, with or without "ses-" (default: all)',
+    )  # fmt: skip
+    group.add_argument(
+        '--bids-filter-file', metavar='FILE', type=Path,
+        help='JSON that narrows the choice of images, for instance '
+        '{"t1w": {"acquisition": "mprage", "run": null}}; keys t1w, t2w, flair, dwi; null means '
+        'without, "*" with any',
+    )  # fmt: skip
+    group.add_argument(
+        '--subject-anatomical-reference', choices=(*REFERENCES, 'unbiased'), metavar='REFERENCE',
+        help='sessionwise: one result per session (default); first-lex: one per subject, of its '
+        'first session',
+    )  # fmt: skip
+    group.add_argument(
+        '--bids-database-dir', metavar='DIR', type=Path,
+        help='keep the index of the data set here for later runs; made if absent, made anew when '
+        'a file has come or gone',
+    )  # fmt: skip
+    group.add_argument(
+        '--skip-bids-validation', '--skip-bids-validator', action='store_true',
+        dest='skip_bids_validation',
+        help='do not check the data set before processing it',
+    )  # fmt: skip
+
+
+def _add_method_options(parser: Parser) -> None:
+    group = parser.add_argument_group('what to compute, and how')
+    group.add_argument(
+        '--modules', nargs='+', metavar='MODULE',
+        help=f'any of {", ".join(MODULES)} (default: all); mask is always computed',
+    )  # fmt: skip
+    group.add_argument('--model', metavar='NAME', help='segmentation model (default: brain)')
+    group.add_argument(
+        '--models-dir', metavar='DIR', type=Path,
+        help='folder with a folder per model (default: the one that AnatNet was installed with)',
+    )  # fmt: skip
+    group.add_argument(
+        '--device', metavar='DEVICE', type=_device,
+        help='auto (default: a GPU where one works, and one line why), cpu, cuda, or cuda:N, '
+        'which fail if they cannot be had. Results of CPU and GPU are not numerically identical',
+    )  # fmt: skip
+    group.add_argument(
+        '--precision', choices=PRECISIONS,
+        help='numbers inside the networks (default: auto, bfloat16 where the processor has it)',
+    )  # fmt: skip
+    group.add_argument(
+        '--random-seed', type=int, metavar='N', help='seed of everything random (default: 0)'
+    )
+    group.add_argument(
+        '--sloppy', action='store_true', help='fast and rough, for tests of the installation only'
+    )
+
+
+def _add_resource_options(parser: Parser) -> None:
+    group = parser.add_argument_group('resources')
+    group.add_argument(
+        '--nprocs', '--nthreads', '--n-cpus', dest='nprocs', type=_positive, metavar='N',
+        help='CPU cores for all scans together (default: those this process may use)',
+    )  # fmt: skip
+    group.add_argument(
+        '--omp-nthreads', type=_positive, metavar='N',
+        help='threads of a single step (default: --nprocs, at most 8)',
+    )  # fmt: skip
+    group.add_argument(
+        '--mem-gb', dest='mem_gb', type=_memory(1.0), metavar='GB',
+        help='memory for all scans together, in GB (default: what the machine has)',
+    )  # fmt: skip
+    group.add_argument(
+        '--mem', '--mem-mb', dest='mem_gb', type=_memory(1e-3), metavar='MB',
+        help='the same in MB, or with a suffix: 16G, 16000M',
+    )  # fmt: skip
+    group.add_argument(
+        '--low-mem', action='store_true', help='less memory for more time (smaller tiles)'
+    )
+    group.add_argument(
+        '--gpu-slots', type=_positive, metavar='N',
+        help='network steps that share the GPU at a time (default: 1)',
+    )  # fmt: skip
+    group.add_argument(
+        '--use-plugin', '--nipype-plugin-file', dest='use_plugin', type=Path, metavar='FILE',
+        help='YAML with Nipype\'s "plugin" and "plugin_args", for instance for a cluster',
+    )  # fmt: skip
+    group.add_argument(
+        '--stop-on-first-crash', action='store_true',
+        help='stop at the first scan that fails (default: finish the others)',
+    )  # fmt: skip
+
+
+def _add_run_options(parser: Parser) -> None:
+    group = parser.add_argument_group('what to do')
+    group.add_argument(
+        '--dry-run', action='store_true',
+        help='only list for every session what was found, chosen and skipped, and why',
+    )  # fmt: skip
+    again = group.add_mutually_exclusive_group()
+    again.add_argument(
+        '--resume', dest='overwrite', action='store_false',
+        help='skip sessions that are done and unchanged (default)',
+    )  # fmt: skip
+    again.add_argument(
+        '--overwrite', action='store_true', help='process sessions again that are done'
+    )
+    group.add_argument(
+        '--skip-failed', action='store_true',
+        help='leave sessions alone that failed before with the same input',
+    )  # fmt: skip
+    group.add_argument(
+        '--reports-only', action='store_true', help='only make the reports of finished sessions'
+    )
+    group.add_argument(
+        '--boilerplate-only', action='store_true',
+        help='only write the methods text and its references (OUTPUT_DIR/logs/CITATION.*)',
+    )  # fmt: skip
+
+
+def _add_other_options(parser: Parser) -> None:
+    group = parser.add_argument_group('other')
+    group.add_argument(
+        '-w', '--work-dir', type=Path, metavar='DIR',
+        help='folder of intermediate files (default: ./work); must not lie inside BIDS_DIR',
+    )  # fmt: skip
+    group.add_argument(
+        '--clean-workdir', action='store_true',
+        help='remove what earlier runs of AnatNet left in the work folder before starting',
+    )  # fmt: skip
+    group.add_argument(
+        '--config-file', type=Path, metavar='FILE',
+        help='TOML with these options, for instance OUTPUT_DIR/logs/*/config.toml of an earlier '
+        'run; the command line wins',
+    )  # fmt: skip
+    group.add_argument(
+        '-v', '--verbose', action='count', help='say more (-v), or everything (-vv)'
+    )
+    group.add_argument(
+        '--debug', nargs='+', choices=DEBUG,
+        help='keep intermediate files (workdir, and any of the others), show what the workflow '
+        'engine says (nipype), or where an error comes from (traceback)',
+    )  # fmt: skip
+    group.add_argument(
+        '--notrack', action='store_true',
+        help='accepted for the sake of other apps: AnatNet never sends anything',
+    )  # fmt: skip
+    group.add_argument('--version', action='version', version=f'anatnet {__version__}')
+    group.add_argument('-h', '--help', action='help', help='show this text')
+
+
+def _add_later_options(parser: Parser) -> None:
+    for names in (
+        ('-d', '--derivatives'), ('--output-spaces',), ('--smooth-fwhm',), ('--voxel-size',),
+        ('--resource-monitor',), ('--write-graph',), ('--lesion-mask',),
+    ):  # fmt: skip
+        parser.add_argument(*names, nargs='*', action=_Later, help=argparse.SUPPRESS)
+
+
+def _labels(prefix: str) -> Callable[[str], list[str]]:
+    """Make a type that takes labels with or without a prefix, also several with commas."""
+
+    def labels(text: str) -> list[str]:
+        found = [part.removeprefix(prefix) for part in re.split(r'[,\s]+', text) if part]
+        for label in found:
+            if not re.fullmatch(r'[0-9a-zA-Z+]+', label):
+                raise argparse.ArgumentTypeError(
+                    f'"{label}" is not a label: letters and digits only, for instance 01'
+                )
+        return found
+
+    return labels
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number above 0')
+    return int(text)
+
+
+def _memory(unit: float) -> Callable[[str], float]:
+    """Make a type that returns gigabytes; ``unit`` is that of a number without a suffix."""
+
+    def memory(text: str) -> float:
+        match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?', text.strip(), re.IGNORECASE)
+        if match is None or float(match[1]) <= 0:
+            raise argparse.ArgumentTypeError(f'"{text}" is not an amount of memory, like 16G')
+        factors = {'': unit, 'K': 1e-6, 'M': 1e-3, 'G': 1.0, 'T': 1e3}
+        return float(match[1]) * factors[match[2].upper()]
+
+    return memory
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', text):
+        raise argparse.ArgumentTypeError(f'"{text}" is not one of auto, cpu, cuda, cuda:N')
+    return text
