@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interface that writes the report of one session; its failure costs no result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    Str,
+    TraitedSpec,
+    traits,
+)
+
+from bids_app.interfaces.anat import read_info, write_info
+
+
+class _ReportInputSpec(BaseInterfaceInputSpec):
+    info = File(exists=True, mandatory=True, desc='findings of all steps, from PublishSession')
+    context = traits.Dict(mandatory=True, desc='what was known before the scan was processed')
+    output_dir = Str(mandatory=True, desc='root of the derivatives')
+    subject = Str(mandatory=True, desc='label without sub-')
+    session = Str('', usedefault=True, desc='label without ses-, empty for none')
+
+
+class _ReportOutputSpec(TraitedSpec):
+    info = File(exists=True, desc='content of the report, files written, and what went wrong')
+
+
+class WriteReport(SimpleInterface):
+    """Write the report of one session."""
+
+    input_spec = _ReportInputSpec
+    output_spec = _ReportOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from bids_app.bids.outputs import Outputs
+
+        started = time.monotonic()
+        outputs = Outputs(
+            Path(self.inputs.output_dir), self.inputs.subject, self.inputs.session or None
+        )
+        content = report_content(
+            self.inputs.context, read_info(self.inputs.info), outputs
+        )
+        problem = make_page(content, outputs)
+        self._results['info'] = write_info(
+            runtime.cwd, started, {'content': content, 'problem': problem}
+        )
+        return runtime
+
+
+def report_content(
+    context: Mapping[str, Any], info: Mapping[str, Any], outputs: Any
+) -> dict[str, Any]:
+    """Put together what a report shows, as JSON types.
+
+    Parameters
+    ----------
+    context : mapping
+        Fields of :class:`bids_app.reports.session.SessionReport` that were known beforehand.
+    info : mapping
+        What ``PublishSession`` wrote: ``steps`` and ``outputs``.
+    outputs : Outputs
+        Names of the session's derivatives.
+    """
+    from bids_app.interfaces.publish import PUBLISHED
+
+    steps = info.get('steps', {})
+    network = steps.get('segment') or steps.get('mask') or {}
+    run = {
+        **context.get('run', {}),
+        'device': network.get('device'),
+        'precision': network.get('precision'),
+        'fallback': network.get('fallback'),
+        'peak_memory_gb': max((step.get('peak_gb', 0) for step in steps.values()), default=None),
+    }
+    seconds = [{'name': name, 'seconds': step.get('seconds')} for name, step in steps.items()]
+    if 'seconds' in info:
+        seconds.append({'name': 'publish', 'seconds': info['seconds']})
+    files = {
+        key: str(outputs.path(key)) for key in PUBLISHED
+        if outputs.path(key).relative_to(outputs.output_dir).as_posix() in info.get('outputs', {})
+    }  # fmt: skip
+    files.update(context.get('files', {}))
+    warnings = list(context.get('warnings', []))
+    if steps.get('mask', {}).get('orientation_suspect'):
+        warnings.append(str(steps['mask']['orientation_suspect']))
+    return {
+        **context,
+        'conform': steps.get('conform', {}),
+        'qc': steps.get('measure', {}).get('qc', {}),
+        'run': {name: value for name, value in run.items() if value is not None},
+        'steps': seconds,
+        'files': files,
+        'warnings': warnings,
+    }
+
+
+def make_page(content: Mapping[str, Any], outputs: Any) -> str | None:
+    """Write the page; return why it could not be written, or None."""
+    try:
+        from bids_app.reports.session import SessionReport, write_report
+
+        write_report(
+            SessionReport.from_dict(content, outputs.output_dir),
+            outputs.path('report'),
+            outputs.figures_dir,
+        )
+    except Exception as error:  # soft by design: the derivatives are already in place
+        return f'{type(error).__name__}: {error}'
+    return None

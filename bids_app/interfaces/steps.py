@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the interfaces do to files, as plain functions that know nothing of Nipype.
+
+Native means the grid of the scan as it was acquired, conformed means RAS order at 1 mm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIGNAL_FRACTION = 0.1
+"""A voxel holds tissue if it is brighter than this part of the median of the brain ..."""
+STRIPPED_RATIO = 0.4
+"""... and a scan is skull-stripped if tissue outside the brain is less than this part of the
+brain's volume. Scalp, face and neck of a whole head are more than the brain itself."""
+
+
+def load_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read an image as float32 with its affine; uncompressed files are mapped, not copied."""
+    import nibabel as nib
+
+    image = nib.load(path)
+    return np.asarray(image.dataobj, dtype=np.float32), image.affine
+
+
+def is_skull_stripped(data: np.ndarray, mask: np.ndarray) -> bool:
+    """Tell whether hardly any tissue is left outside the brain.
+
+    Parameters
+    ----------
+    data : ndarray, shape (x, y, z)
+        Scan in any unit.
+    mask : ndarray of bool, shape (x, y, z)
+        Brain mask on the same grid.
+
+    Returns
+    -------
+    bool
+        False for an empty mask.
+    """
+    data, mask = data[::2, ::2, ::2], mask[::2, ::2, ::2].astype(bool)
+    brain = int(mask.sum())
+    if brain == 0:
+        return False
+    background = float(data.min())
+    level = background + SIGNAL_FRACTION * (float(np.median(data[mask])) - background)
+    outside = int(((data > level) & ~mask).sum())
+    return outside < STRIPPED_RATIO * brain
+
+
+def correct_bias(
+    in_file: Path,
+    mask_file: Path,
+    native_file: Path,
+    out_file: Path,
+    native_out_file: Path,
+    *,
+    threads: int = 1,
+    sloppy: bool = False,
+) -> dict[str, Any]:
+    """Estimate the bias field of a conformed scan and take it out of this and the native scan.
+
+    The field is smooth, so the native scan is divided by the field resampled to its grid; its own
+    voxels are never interpolated. Outside the brain the field is the continuation of the spline
+    that was fitted inside, and beyond the conformed field of view its edge.
+
+    Parameters
+    ----------
+    in_file, mask_file : Path
+        Conformed scan and brain mask on one grid.
+    native_file : Path
+        The scan as it was acquired.
+    out_file, native_out_file : Path
+        Where the corrected scans go (uncompressed NIfTI); the native one keeps shape, affine and
+        units of its source.
+    threads : int
+        Threads of N4.
+    sloppy : bool
+        Fewer iterations, for tests.
+
+    Returns
+    -------
+    dict
+        ``field_range`` (1st and 99th percentile of the field in the brain) and
+        ``skull_stripped``.
+    """
+    import nibabel as nib
+
+    from bids_app.images.bias import n4_bias_field
+    from bids_app.images.conform import load_scan, save_native
+    from bids_app.images.resample import resample_separable
+
+    data, affine = load_array(in_file)
+    mask = load_array(mask_file)[0] > 0.5
+    iterations = (10, 10) if sloppy else (50, 50, 50, 50)
+    field = n4_bias_field(data, affine, mask, iterations=iterations, threads=threads)
+    nib.Nifti1Image((data / field).astype(np.float32), affine).to_filename(out_file)
+    stripped = is_skull_stripped(data, mask)
+    del data
+
+    native = load_scan(native_file)
+    native_field = resample_separable(
+        field, affine, native.shape, native.affine, outside='edge'
+    )
+    save_native(native.data / np.maximum(native_field, 1e-3), native, native_out_file)
+    low, high = np.percentile(field[mask], [1, 99]) if mask.any() else (1.0, 1.0)
+    return {'field_range': [float(low), float(high)], 'skull_stripped': stripped}
+
+
+def restore_mask(mask_file: Path, native_file: Path, out_file: Path) -> dict[str, Any]:
+    """Resample a conformed brain mask to the grid of the scan.
+
+    Parameters
+    ----------
+    mask_file : Path
+        Conformed mask, 0 and 1.
+    native_file : Path
+        The scan as it was acquired.
+    out_file : Path
+        The mask on its grid (uncompressed NIfTI, uint8): 1 where at least half of a voxel is
+        brain.
+
+    Returns
+    -------
+    dict
+        ``volume_mm3``.
+    """
+    from bids_app.images.conform import read_grid, save_native
+    from bids_app.images.resample import resample_separable
+
+    mask, affine = load_array(mask_file)
+    native = read_grid(native_file)
+    part = resample_separable(mask, affine, native.shape, native.affine)
+    restored = (part >= 0.5).astype(np.uint8)
+    save_native(restored, native, out_file, np.uint8)
+    voxel = abs(float(np.linalg.det(native.affine[:3, :3])))
+    return {'volume_mm3': float(restored.sum()) * voxel}

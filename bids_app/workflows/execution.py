@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How workflows are run: Nipype's settings, the plugin and its resources, and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bids_app.config import RunConfig
+from bids_app.environment import THREAD_VARIABLES, limit_threads
+from bids_app.errors import UsageError
+
+LOGGER = logging.getLogger('anatnet.workflow')
+
+POLL_SECONDS = 0.05
+
+
+class Terminated(BaseException):
+    """SIGTERM has arrived; not an Exception, so that no step takes it for a failure of its own."""
+
+
+@contextlib.contextmanager
+def terminate_cleanly() -> Iterator[None]:
+    """Turn SIGTERM into :class:`Terminated`, so that everything open is closed on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def limit_workers(config: RunConfig) -> dict[str, str]:
+    """Set how many threads one worker may use, here and, by what is returned, in the workers."""
+    limit_threads(config.omp_nthreads)
+    variables = {name: os.environ[name] for name in THREAD_VARIABLES}
+    variables.update({'NO_ET': '1', 'NIPYPE_NO_ET': '1'})
+    os.environ.update(variables)
+    return variables
+
+
+def configure_nipype(config: RunConfig, log_handler: logging.Handler | None = None) -> None:
+    """Make Nipype quiet, quick to notice what is finished, and its crash files text."""
+    from nipype import config as nipype_config
+
+    from bids_app.workflows.plugin import quiet_nipype
+
+    nipype_config.update_config({
+        'execution': {
+            'crashfile_format': 'txt',
+            'create_report': 'false',
+            'check_version': 'false',
+            'hash_method': 'timestamp',
+            'job_finished_timeout': '15',
+            'poll_sleep_duration': str(POLL_SECONDS),
+            'remove_unnecessary_outputs': 'false',
+            'stop_on_first_crash': str(config.stop_on_first_crash).lower(),
+        }
+    })  # fmt: skip
+    level = logging.DEBUG if 'nipype' in config.debug or config.verbose > 2 else logging.WARNING
+    quiet_nipype(log_handler, level)
+
+
+def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
+    """Read the YAML file of ``--use-plugin``.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read or does not name a plugin of Nipype.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f'cannot read the plugin file {path}: {error.strerror}') from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = ' '.join(str(error).split())
+        raise UsageError(f'the plugin file {path} is not valid YAML: {reason}') from None
+    arguments = content.get('plugin_args') if isinstance(content, dict) else None
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get('plugin'), str)
+        or not (arguments is None or isinstance(arguments, dict))
+    ):
+        raise UsageError(
+            f'the plugin file {path} must hold "plugin: NAME" and, optionally, "plugin_args:" '
+            'with options below it'
+        )
+    name = content['plugin'].removesuffix('Plugin')
+    from nipype.pipeline import plugins
+
+    if not hasattr(plugins, f'{name}Plugin'):
+        known = sorted(n.removesuffix('Plugin') for n in dir(plugins) if n.endswith('Plugin'))
+        raise UsageError(
+            f'the plugin file {path} names "{name}", which Nipype does not have; '
+            f'use one of {", ".join(known)}'
+        )
+    return name, dict(arguments or {})
+
+
+def memory_limit_gb(config: RunConfig) -> float:
+    """Return the memory to share out: what the user says, or 90 % of the machine or container."""
+    if config.mem_gb is not None:
+        return config.mem_gb
+    import psutil
+
+    total = float(psutil.virtual_memory().total)
+    for file in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, float(Path(file).read_text()))
+    return 0.9 * total / 1e9
+
+
+class Executor:
+    """Run workflows one after the other with the plugin that the user chose.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Processors, memory, GPU slots and plugin file.
+    status : callable
+        Nipype's status callback.
+    on_crash : callable
+        Called with a node and the path of its crash file.
+    rank : callable
+        Gives a sortable priority to a node, low first.
+    environment : dict
+        Variables to set in the workers.
+
+    Notes
+    -----
+    Use it as a context manager. That nodes failed is no exception: it shows in their crash files.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        status: Callable[[Any, str], None],
+        on_crash: Callable[[Any, Path], None],
+        rank: Callable[[Any], Any],
+        environment: dict[str, str],
+    ) -> None:
+        from bids_app.workflows.plugin import SteadyMultiProcPlugin
+
+        name, arguments = 'MultiProc', {}
+        if config.use_plugin is not None:
+            name, arguments = read_plugin_file(config.use_plugin)
+        self.name = name
+        self._steady: SteadyMultiProcPlugin | None = None
+        self._arguments = {'status_callback': status, **arguments}
+        if name == 'MultiProc':
+            self._steady = SteadyMultiProcPlugin({
+                'n_procs': config.nprocs,
+                'memory_gb': memory_limit_gb(config),
+                'n_gpu_procs': config.gpu_slots,
+                'raise_insufficient': False,
+                'mp_context': 'forkserver',
+                'on_crash': on_crash,
+                'rank': rank,
+                'environment': environment,
+                'preload': ['nipype.pipeline.engine', 'nibabel', 'bids_app.interfaces.anat'],
+                **self._arguments,
+            })  # fmt: skip
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, kind: object, value: object, traceback: object) -> None:
+        if self._steady is not None:
+            self._steady.close(kill=kind is not None)
+
+    def run(self, workflow: Any) -> None:
+        """Run a workflow to its end, or to the first crash if that is asked for."""
+        try:
+            if self._steady is not None:
+                workflow.run(plugin=self._steady)
+            else:
+                workflow.run(plugin=self.name, plugin_args=dict(self._arguments))
+        except Exception as error:
+            # Nodes that failed are raised again at the end; their crash files say more.
+            LOGGER.debug('Nipype: %s', ' '.join(str(error).split())[:500])

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One session of a run: where it works, how it went, and the model that it uses."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bids_app.bids.inputs import SessionRecord
+from bids_app.bids.outputs import Outputs
+from bids_app.config import RunConfig
+
+LOGGER = logging.getLogger('anatnet.workflow')
+
+
+@dataclass(frozen=True)
+class ModelInUse:
+    """The model of a run: its folder and what identifies it."""
+
+    folder: Path
+    name: str
+    version: str
+    sha256: str
+    licence: str
+
+    @classmethod
+    def find(cls, config: RunConfig) -> ModelInUse:
+        """Find the model that the user asks for.
+
+        Raises
+        ------
+        ModelError
+            If it is not there or broken.
+        """
+        from bids_app.inference.models import find_model, load_card, model_checksum
+
+        folder = find_model(config.model, config.models_dir)
+        card = load_card(folder)
+        return cls(folder, card.name, card.version, model_checksum(folder), card.licence)
+
+    @property
+    def info(self) -> dict[str, str]:
+        """Name, version and checksum."""
+        return {'name': self.name, 'version': self.version, 'sha256': self.sha256}
+
+
+@dataclass
+class Job:
+    """One session of a run.
+
+    Attributes
+    ----------
+    record : SessionRecord
+        What was found.
+    outputs : Outputs
+        Names of its derivatives.
+    name : str
+        Name of its workflow.
+    work_dir, lock_file, log_dir : Path
+        Its folder for intermediate files, the lock of that folder, and where crash files go.
+    status : str
+        ``waiting``, ``done`` (by an earlier run), ``skipped``, ``failed-before``, ``finished``,
+        ``failed``, ``stopped`` or ``reported``.
+    reason : str
+        Why, in one line.
+    step : str, optional
+        The step that failed.
+    """
+
+    record: SessionRecord
+    outputs: Outputs
+    name: str
+    work_dir: Path
+    lock_file: Path
+    log_dir: Path
+    status: str = 'waiting'
+    reason: str = ''
+    step: str | None = None
+    crash_files: list[Path] = field(default_factory=list)
+    report_problem: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name of the session as files carry it."""
+        return self.record.label
+
+    @property
+    def input_files(self) -> list[Path]:
+        """Files that the results depend on."""
+        return [self.record.t1w.path] if self.record.t1w is not None else []
+
+    def end(self, status: str, reason: str) -> None:
+        """Note how the session ended; the first word counts."""
+        if self.status == 'waiting':
+            self.status, self.reason = status, reason
+
+    def crashed(self, step: str, crash_file: Path) -> None:
+        """Note a crash and tell the user at once, in one line."""
+        from bids_app.workflows.plugin import reason_of_crash
+
+        if crash_file in self.crash_files:
+            return
+        self.crash_files.append(crash_file)
+        reason, foreseen = reason_of_crash(crash_file)
+        if self.status != 'waiting':
+            return
+        self.step = step
+        self.end('failed', reason if foreseen else f'unexpected error in step {step}: {reason}')
+        if step not in ('conform',) and foreseen:
+            self.reason = f'step {step}: {reason}'
+        LOGGER.error('%s: failed: %s', self.label, self.reason)
+
+    def find_crash_files(self) -> None:
+        """Look for crash files that a plugin has left without telling."""
+        for crash_file in sorted(self.log_dir.glob('crash-*.txt')):
+            self.crashed(crash_step(crash_file), crash_file)
+
+    def voxels(self) -> int:
+        """Count the voxels of the scan from its header; 0 if it cannot be read."""
+        import math
+
+        import nibabel as nib
+
+        try:
+            return math.prod(nib.load(self.record.t1w.path).shape[:3])
+        except Exception:  # whatever is wrong is said by the step that reads the scan
+            return 0
+
+
+def make_jobs(config: RunConfig, records: Sequence[SessionRecord]) -> list[Job]:
+    """Make a job of every session; those that cannot be processed are ``skipped``.
+
+    Work folders are apart for every pair of data set and output folder, so that many runs may
+    share one ``--work-dir``.
+    """
+    pair = f'{os.path.abspath(config.bids_dir)}\0{os.path.abspath(config.output_dir)}'
+    base = config.work_dir / f'anatnet_{hashlib.sha256(pair.encode()).hexdigest()[:8]}'
+    jobs = []
+    for record in records:
+        name = workflow_name(record)
+        outputs = Outputs(config.output_dir, record.subject, record.session)
+        job = Job(
+            record,
+            outputs,
+            name,
+            base / name,
+            base / f'.{name}.lock',
+            outputs.log_dir(config.run_uuid),
+        )
+        if record.problem is not None:
+            job.end('skipped', record.problem)
+        jobs.append(job)
+    return jobs
+
+
+def workflow_name(record: SessionRecord) -> str:
+    """Name the workflow of a session; labels may hold a plus sign, names of workflows may not."""
+    text = f'sub_{record.subject}' + (f'_ses_{record.session}' if record.session else '')
+    return re.sub(r'[^0-9a-zA-Z_]', lambda found: f'_{ord(found.group()):x}_', text) + '_wf'
+
+
+def crash_step(crash_file: Path) -> str:
+    """Read the name of the node from the name of a crash file.
+
+    Examples
+    --------
+    >>> unique = '66e85e8f-bcea-42d1-9861-14b2159e7a0a'
+    >>> crash_step(Path(f'crash-20261121-015941-root-mask-{unique}.txt'))
+    'mask'
+    """
+    name = re.sub(r'-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.txt$', '', crash_file.name)
+    return name.rsplit('-', 1)[-1]
+
+
+def node_info(work_dir: Path, node: str) -> dict[str, Any]:
+    """Read what a node wrote about itself; empty if there is nothing."""
+    from bids_app.interfaces.anat import INFO_FILE, read_info
+
+    try:
+        return read_info(work_dir / node / INFO_FILE)
+    except (OSError, ValueError):
+        return {}

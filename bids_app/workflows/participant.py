@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The participant level: which sessions to compute, computing them, and how it went."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bids_app import __version__
+from bids_app.bids.files import atomic_write_text, remove_leftovers
+from bids_app.bids.inputs import SessionRecord
+from bids_app.config import RunConfig
+from bids_app.progress import Progress, scan_of
+from bids_app.resume import (
+    SessionState,
+    decide,
+    input_records,
+    read_state,
+    relevant_options,
+    session_lock,
+)
+from bids_app.workflows import reporting
+from bids_app.workflows.execution import (
+    Executor,
+    Terminated,
+    configure_nipype,
+    limit_workers,
+    terminate_cleanly,
+)
+from bids_app.workflows.jobs import Job, ModelInUse, make_jobs, node_info
+
+LOGGER = logging.getLogger('anatnet.workflow')
+
+BATCH_SESSIONS = 64
+"""Sessions in one Nipype graph: enough to keep all processors busy, few enough to plan fast."""
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+def run_participant(config: RunConfig, records: Sequence[SessionRecord]) -> int:
+    """Process all sessions that need it.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What to do and with which resources.
+    records : sequence of SessionRecord
+        The sessions that were found.
+
+    Returns
+    -------
+    int
+        Exit code: 0 if everything asked for is there, 1 if a session failed, 130 and 143 after
+        an interruption.
+
+    Raises
+    ------
+    AnatNetError
+        If nothing can be processed because there is no model or no device.
+    """
+    jobs = make_jobs(config, records)
+    if config.reports_only:
+        reporting.rebuild_reports(config, jobs)
+        return _summarise(config, jobs)
+    if config.clean_workdir:
+        _clean_work_dir(config.work_dir)
+
+    model = ModelInUse.find(config)
+    for job in jobs:
+        if job.status == 'waiting':
+            _plan(job, config, model)
+    code = None
+    todo = [job for job in jobs if job.status == 'waiting']
+    if todo:
+        try:
+            with terminate_cleanly():
+                _compute(config, todo, model)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except Terminated:
+            code = TERMINATED
+    if code is not None:
+        LOGGER.error('Interrupted: the same command goes on where this run stopped')
+        for job in jobs:
+            if job.status == 'waiting':
+                job.end('stopped', 'interrupted')
+    summary = _summarise(config, jobs)
+    return summary if code is None else code
+
+
+def _clean_work_dir(work_dir: Path) -> None:
+    """Remove what earlier runs left, except where another run is at work."""
+    for folder in sorted(work_dir.glob('anatnet_*/*_wf')):
+        with session_lock(folder.with_name(f'.{folder.name}.lock')) as free:
+            if free:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _plan(job: Job, config: RunConfig, model: ModelInUse) -> None:
+    """Decide whether a session must be computed."""
+    decision = decide(
+        read_state(job.outputs.state_file),
+        config=config,
+        inputs=job.input_files,
+        models={model.name: model.sha256},
+        version=__version__,
+    )
+    if decision.action != 'run':
+        job.end(decision.action, decision.reason)
+        return
+    job.reason = decision.reason
+
+
+def _compute(config: RunConfig, jobs: Sequence[Job], model: ModelInUse) -> None:
+    """Compute sessions in batches."""
+    from bids_app.inference.device import resolve_device
+    from bids_app.workflows.anat import EXPECTED_SECONDS, anat_steps
+
+    environment = limit_workers(config)
+    choice = resolve_device(config.device)
+    LOGGER.info('Device: %s', choice.reason)
+    configure_nipype(config, _log_file_handler())
+
+    steps = anat_steps(config.modules)
+    by_name = {job.name: job for job in jobs}
+    order = {job.name: index for index, job in enumerate(jobs)}
+
+    def rank(node: Any) -> tuple[int, int]:
+        step = steps.index(node.name) if node.name in steps else -1
+        return order.get(scan_of(node), -1), -step
+
+    def on_crash(node: Any, crash_file: Path) -> None:
+        job = by_name.get(scan_of(node))
+        if job is not None:
+            job.crashed(node.name, crash_file)
+
+    progress = Progress(
+        {job.name: (job.label, steps) for job in jobs},
+        EXPECTED_SECONDS,
+        parallel=max(1, config.nprocs // max(1, config.omp_nthreads)),
+        on_scan_end=lambda name: _finish(by_name[name], config, model),
+    )
+    LOGGER.info(
+        'Processing %d session%s, %d processors', len(jobs), 's'[: len(jobs) > 1], config.nprocs
+    )
+    with (
+        progress,
+        Executor(
+            config, status=progress, on_crash=on_crash, rank=rank, environment=environment
+        ) as executor,
+    ):
+        for first in range(0, len(jobs), BATCH_SESSIONS):
+            batch = jobs[first : first + BATCH_SESSIONS]
+            with _locked(batch, config, model) as locked:
+                if locked:
+                    _run_batch(config, locked, model, choice, executor)
+                for job in locked:
+                    if job.status == 'failed':
+                        _fail(job, config, model, choice.reason)
+            if config.stop_on_first_crash and any(job.status == 'failed' for job in batch):
+                break
+    for job in jobs:
+        if job.status == 'waiting':
+            job.end('stopped', 'not started: --stop-on-first-crash')
+
+
+@contextlib.contextmanager
+def _locked(jobs: Sequence[Job], config: RunConfig, model: ModelInUse) -> Iterator[list[Job]]:
+    """Hold the work folders of a batch; leave out what another process has or has done."""
+    with contextlib.ExitStack() as stack:
+        held = []
+        for job in jobs:
+            if not stack.enter_context(session_lock(job.lock_file)):
+                job.end('skipped', 'another process is working on it')
+                continue
+            if not config.overwrite:
+                _plan(job, config, model)
+            if job.status == 'waiting':
+                held.append(job)
+        yield held
+
+
+def _run_batch(
+    config: RunConfig, jobs: Sequence[Job], model: ModelInUse, choice: Any, executor: Executor
+) -> None:
+    """Build and run the graph of some sessions."""
+    from nipype.pipeline import engine as pe
+
+    from bids_app.workflows.anat import init_anat_wf
+
+    outer = pe.Workflow(name=jobs[0].work_dir.parent.name, base_dir=str(config.work_dir))
+    for job in jobs:
+        LOGGER.info('%s: %s (%s)', job.label, job.record.t1w.path.name, job.reason)
+        job.outputs.state_file.unlink(missing_ok=True)
+        remove_leftovers(job.outputs.session_dir)
+        atomic_write_text(job.log_dir / 'anatnet.toml', config.to_toml())
+        workflow = init_anat_wf(
+            subject=job.record.subject,
+            session=job.record.session,
+            t1w=job.record.t1w.path,
+            bids_dir=config.bids_dir,
+            output_dir=config.output_dir,
+            model=model.folder,
+            model_info=model.info,
+            modules=config.modules,
+            device=choice.device,
+            precision=config.precision,
+            omp_nthreads=config.omp_nthreads,
+            low_mem=config.low_mem,
+            sloppy=config.sloppy,
+            voxels=job.voxels(),
+            report_context=reporting.context(job, config, model, choice.reason),
+            name=job.name,
+        )
+        crash_settings = {'execution': {'crashdump_dir': str(job.log_dir)}}
+        for node in workflow._get_all_nodes():
+            node.config = crash_settings
+        outer.add_nodes([workflow])
+    executor.run(outer)
+    for job in jobs:
+        if job.status == 'waiting':
+            job.find_crash_files()
+        if job.status == 'waiting':
+            job.end('stopped', 'not finished: the run stopped before')
+
+
+def _finish(job: Job, config: RunConfig, model: ModelInUse) -> None:
+    """Write the state of a session that is through, and remove its work folder."""
+    published = node_info(job.work_dir, 'publish')
+    reported = node_info(job.work_dir, 'report')
+    content = reporting.portable(reported.get('content', {}), config)
+    outputs = dict(published.get('outputs', {}))
+    page = job.outputs.path('report')
+    if reported.get('problem'):
+        job.report_problem = reported['problem']
+        LOGGER.error('%s: the report was not written: %s', job.label, job.report_problem)
+    elif page.is_file():
+        outputs[page.relative_to(config.output_dir).as_posix()] = page.stat().st_size
+    if not published.get('outputs'):
+        job.end('failed', 'the results of its last step were lost; run the same command again')
+        return
+    _write_state(job, config, model, status='done', outputs=outputs, content=content)
+    job.end('finished', '')
+    if not {'workdir', 'all'} & set(config.debug):
+        shutil.rmtree(job.work_dir, ignore_errors=True)
+
+
+def _fail(job: Job, config: RunConfig, model: ModelInUse, device_reason: str) -> None:
+    """Write the state and a report of a session that failed."""
+    content = reporting.failure_report(job, config, model, device_reason)
+    _write_state(
+        job, config, model, status='failed', content=reporting.portable(content, config),
+        error=job.reason,
+    )  # fmt: skip
+
+
+def _write_state(
+    job: Job,
+    config: RunConfig,
+    model: ModelInUse,
+    *,
+    status: str,
+    content: dict[str, Any],
+    outputs: dict[str, int] | None = None,
+    error: str | None = None,
+) -> None:
+    state = SessionState(
+        status=status,
+        version=__version__,
+        inputs=input_records(job.input_files, config.bids_dir),
+        options=relevant_options(config),
+        modules=list(config.modules),
+        models={model.name: model.sha256},
+        outputs=outputs or {},
+        error=error,
+        run={'uuid': config.run_uuid, 'report': content},
+    )
+    try:
+        atomic_write_text(job.outputs.state_file, state.to_json())
+    except OSError as problem:
+        LOGGER.warning('Cannot write %s: %s', job.outputs.state_file, problem.strerror)
+
+
+def _log_file_handler() -> logging.Handler | None:
+    """Find the handler of the run's log file, for what Nipype has to say."""
+    for name in ('', 'anatnet'):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.FileHandler):
+                return handler
+    return None
+
+
+def _summarise(config: RunConfig, jobs: Sequence[Job]) -> int:
+    """Say how every session went; return the exit code."""
+    counts = Counter(job.status for job in jobs)
+    words = {
+        'finished': 'processed', 'done': 'already done', 'skipped': 'skipped',
+        'failed-before': 'failed before and left alone', 'failed': 'failed',
+        'stopped': 'not finished', 'reported': 'reports rebuilt',
+    }  # fmt: skip
+    for job in jobs:
+        if job.status == 'skipped' and job.record.problem is None:
+            LOGGER.warning('%s: skipped: %s', job.label, job.reason)
+        elif job.status == 'failed-before':
+            LOGGER.warning('%s: left alone, it failed before: %s', job.label, job.reason)
+    for job in jobs:
+        if job.status == 'failed':
+            place = f' [{job.crash_files[0]}]' if job.crash_files else ''
+            LOGGER.error('%s: failed: %s%s', job.label, job.reason, place)
+    LOGGER.info(
+        'Sessions: %s',
+        ', '.join(f'{counts[status]} {word}' for status, word in words.items() if counts[status]),
+    )
+    LOGGER.info('Results and reports: %s', config.output_dir)
+    wrong = counts['failed'] + counts['stopped'] + sum(bool(j.report_problem) for j in jobs)
+    return 1 if wrong else 0

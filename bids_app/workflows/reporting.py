@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the main process puts into reports: inputs, run, model, failures."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_app import __version__
+from bids_app.config import RunConfig
+from bids_app.interfaces.report import make_page, report_content
+from bids_app.resume import read_state, relative
+from bids_app.workflows.jobs import Job, ModelInUse, node_info
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LOGGER = logging.getLogger('anatnet.workflow')
+
+CRASH_CHARACTERS = 20_000
+
+
+def context(
+    job: Job, config: RunConfig, model: ModelInUse, device_reason: str
+) -> dict[str, Any]:
+    """Return what is known of a session before it is computed, as fields of a SessionReport."""
+    from bids_app.reports.methods import methods_text
+
+    record = job.record
+    scan = record.t1w
+    return {
+        'label': job.label,
+        'inputs': [
+            {'path': relative(scan.path, config.bids_dir), 'suffix': scan.suffix}
+        ] if scan is not None else [],
+        'skipped': [
+            {'path': relative(skipped.path, config.bids_dir), 'reason': skipped.reason}
+            for skipped in record.skipped
+        ],
+        'files': {'t1w': str(scan.path)} if scan is not None else {},
+        'participant': participant(config.bids_dir, record.subject),
+        'run': {
+            'version': __version__,
+            'command_line': list(config.command_line),
+            'run_uuid': config.run_uuid,
+            'started': datetime.now().astimezone().isoformat(timespec='seconds'),
+            'device_reason': device_reason,
+        },
+        'models': [{**model.info, 'licence': model.licence}],
+        'methods': methods_text(__version__, [model.info], config.modules),
+    }  # fmt: skip
+
+
+def failure_report(
+    job: Job, config: RunConfig, model: ModelInUse, device_reason: str
+) -> dict[str, Any]:
+    """Write the report of a session that failed, with what was found out before; return it."""
+    steps = {
+        step: info for step in ('conform', 'mask', 'bias', 'segment', 'restore', 'measure')
+        if (info := node_info(job.work_dir, step))
+    }  # fmt: skip
+    content = report_content(
+        context(job, config, model, device_reason), {'steps': steps}, job.outputs
+    )
+    content['status'] = 'failed'
+    if 'conform' not in steps:  # a scan that cannot be read cannot be shown either
+        content['files'] = {}
+    content['errors'] = [
+        {
+            'step': job.step,
+            'message': job.reason,
+            'traceback': _tail(crash_file),
+            'file': relative(crash_file, config.output_dir),
+        }
+        for crash_file in job.crash_files
+    ] or [{'step': job.step, 'message': job.reason}]
+    problem = make_page(content, job.outputs)
+    if problem is not None:
+        LOGGER.warning('%s: the report was not written: %s', job.label, problem)
+    return content
+
+
+def portable(content: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Make the paths of a report's content relative to the derivatives folder."""
+    files = {
+        key: relative(Path(path), config.output_dir)
+        for key, path in content.get('files', {}).items()
+    }
+    return {**content, 'files': files}
+
+
+def rebuild_reports(config: RunConfig, jobs: Sequence[Job]) -> None:
+    """Write the reports of all sessions again from what earlier runs left."""
+    saved = []
+    for job in jobs:
+        if job.status != 'waiting':
+            continue
+        state = read_state(job.outputs.state_file)
+        content = state.run.get('report') if state is not None else None
+        if not content:
+            job.end('skipped', 'not processed yet, so there is nothing to report')
+            continue
+        saved.append((job, content))
+    for (job, _), problem in zip(saved, _make_pages(saved, config.nprocs), strict=True):
+        if problem is None:
+            job.end('reported', '')
+        else:
+            job.end('failed', f'the report was not written: {problem}')
+
+
+def _make_pages(
+    saved: Sequence[tuple[Job, dict[str, Any]]], processes: int
+) -> Iterable[str | None]:
+    if processes < 2 or len(saved) < 2:
+        for job, content in saved:
+            yield make_page(content, job.outputs)
+        return
+    with ProcessPoolExecutor(min(processes, len(saved)), get_context('forkserver')) as pool:
+        yield from pool.map(
+            make_page, [content for _, content in saved], [job.outputs for job, _ in saved]
+        )
+
+
+def participant(bids_dir: Path, subject: str) -> dict[str, Any]:
+    """Return what ``participants.tsv`` says about a subject; empty if nothing."""
+    return _participants(Path(bids_dir) / 'participants.tsv').get(f'sub-{subject}', {})
+
+
+@lru_cache(maxsize=4)
+def _participants(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        with path.open(encoding='utf-8-sig', newline='') as stream:
+            rows = list(csv.DictReader(stream, delimiter='\t'))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return {}
+    return {
+        row['participant_id']: {
+            key: value for key, value in row.items()
+            if key and key != 'participant_id' and value not in (None, '', 'n/a')
+        }
+        for row in rows if row.get('participant_id')
+    }  # fmt: skip
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_text(errors='replace')[-CRASH_CHARACTERS:]
+    except OSError:
+        return ''
