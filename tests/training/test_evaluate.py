@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_app.errors import UsageError
+from bids_app.training.evaluate import (
+    apply_mapping,
+    compare,
+    dice,
+    hausdorff95,
+    main,
+    read_mapping,
+)
+
+
+def box(shape, start, size):
+    mask = np.zeros(shape, dtype=bool)
+    mask[tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))] = True
+    return mask
+
+
+def test_dice_of_known_boxes():
+    a, b = box((20,) * 3, (2, 2, 2), (10, 10, 10)), box((20,) * 3, (7, 2, 2), (10, 10, 10))
+    assert dice(a, b) == pytest.approx(0.5)
+    assert np.isnan(dice(np.zeros(3, bool), np.zeros(3, bool)))
+
+
+def test_hausdorff_of_a_shift_is_the_shift_in_mm():
+    a, b = box((30,) * 3, (5, 5, 5), (10, 10, 10)), box((30,) * 3, (9, 5, 5), (10, 10, 10))
+    assert hausdorff95(a, b, (0.5, 1, 1)) == pytest.approx(2.0)
+    assert hausdorff95(a, a, (1, 1, 1)) == 0
+    assert np.isnan(hausdorff95(a, np.zeros_like(a), (1, 1, 1)))
+
+
+def test_swapped_sides_score_zero():
+    reference = np.zeros((12, 6, 6), dtype=np.int16)
+    reference[1:4, 1:5, 1:5], reference[8:11, 1:5, 1:5] = 17, 53
+    rows = compare(reference, reference[::-1], (1, 1, 1))
+    assert rows[17]['dice'] == rows[53]['dice'] == 0
+    assert compare(reference, reference, (1, 1, 1))[53]['dice'] == 1
+
+
+def test_ignored_voxels_take_no_part():
+    reference = np.zeros((6, 6, 6), dtype=np.int16)
+    reference[:2], reference[2:4] = 8, -1
+    prediction = np.zeros_like(reference)
+    prediction[:4] = 8
+    assert compare(reference, prediction, (1, 1, 1))[8]['dice'] == 1
+
+
+def test_mapping_table_of_the_manual_protocol(tmp_path):
+    from importlib.resources import files
+
+    mapping = read_mapping(files('bids_app.data') / 'mappings' / 'neuromorphometrics.tsv')
+    labels = np.array([47, 48, 100, 207, 71, 46, 35, 1])
+    assert apply_mapping(labels, mapping).tolist() == [53, 17, 42, 3, -1, 24, 16, 0]
+    bad = tmp_path / 'bad.tsv'
+    bad.write_text('a\tb\n1\t2\n')
+    with pytest.raises(UsageError, match='value and index'):
+        read_mapping(bad)
+
+
+def test_command_compares_two_folders(tmp_path, capsys):
+    labels = np.zeros((16, 16, 16), dtype=np.uint8)
+    labels[2:6, 4:9, 4:9], labels[10:14, 4:9, 4:9] = 10, 49
+    for name in ('reference', 'prediction'):
+        (tmp_path / name).mkdir()
+        nib.save(
+            nib.Nifti1Image(labels, np.eye(4)), tmp_path / name / f'a_{name}.nii.gz'
+        )
+    code = main([str(tmp_path / 'reference'), '--predictions', str(tmp_path / 'prediction'),
+                 '--pattern', '*_reference.nii.gz', '--replace', 'reference', 'prediction'])  # fmt: skip
+    assert code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result['mean_dice_core'] == 1
+    assert result['core_structures'] == 2
+    assert result['structures']['Left-Thalamus']['hd95'] == 0
