@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo   install into .venv, make a small BIDS data set, process it, say where the report is
+# make test   install the test tools as well and run the tests
+#
+# PYTHON=python3.12  another interpreter (3.10 or newer)
+# VENV=DIR           another place for the environment
+# DEMO=DIR           another place for the demo
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint install check-python clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/python -m bids_app.demo "$(DEMO)/bids"
+	@$(BIN)/anatnet "$(DEMO)/bids" "$(DEMO)/derivatives" participant --work-dir "$(DEMO)/work"
+	@echo
+	@echo "Reports:"
+	@for report in "$(abspath $(DEMO))"/derivatives/sub-*.html; do echo "  $$report"; done
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet "ruff>=0.9"
+	$(BIN)/ruff check .
+
+install: $(VENV)/.installed
+
+check-python:
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+	  echo "There is no $(PYTHON): install Python 3.10 or newer, or name one: make PYTHON=python3.12"; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "$(PYTHON) is older than 3.10: name a newer one, for instance make PYTHON=python3.12"; \
+	  exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv"; \
+	  exit 1; }
+
+$(BIN)/python: | check-python
+	$(PYTHON) -m venv "$(VENV)"
+
+# The constraints hold for an environment that has no torch yet: one that is there is kept.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then constraints=""; \
+	else constraints="--constraint constraints.txt"; fi; \
+	echo "Installing into $(VENV)"; \
+	$(BIN)/python -m pip install --quiet $$constraints --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf "$(VENV)" "$(DEMO)"
