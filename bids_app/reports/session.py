@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of one session: what it needs to know, and the page that it becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bids_app.reports.page import render_page
+
+LOGGER = logging.getLogger('anatnet.reports')
+
+FILE_KEYS = (
+    't1w_preproc',
+    'brain_mask',
+    'dseg',
+    'wholebrain_dseg',
+    'uncertainty',
+    'tissue_morph',
+    'wholebrain_morph',
+    'qc_stats',
+)
+"""Derivatives that a report shows, by their key in the table of outputs."""
+
+
+@dataclass
+class SessionReport:
+    """Everything that the report of a session shows; made of JSON types only.
+
+    Every field but ``label`` may be empty: the report shows what there is.
+
+    Attributes
+    ----------
+    label : str
+        ``sub-01_ses-1``.
+    status : str
+        ``completed`` or ``failed``.
+    inputs : list of dict
+        The scans that were used: ``path``, ``suffix`` and, optionally, ``note``.
+    skipped : list of dict
+        Scans that were left out: ``path`` and ``reason``.
+    conform : dict
+        What :func:`bids_app.images.conform.conform_file` reported; ``notes`` is a list of text.
+    files : dict of str
+        Derivatives by the keys of :data:`FILE_KEYS`; additionally ``t1w``, the raw scan, which
+        is shown where there is no preprocessed one. Files that do not exist are passed over.
+    qc : dict
+        ``status`` (``ok``, ``warn`` or ``fail``), ``reasons`` (list of text) and ``checks``
+        (list of dict with ``name``, ``value``, ``status``, ``threshold`` and ``reason``).
+    participant : dict
+        Fields of ``participants.tsv`` such as ``age`` and ``sex``.
+    run : dict
+        ``version``, ``command_line`` (list or text), ``run_uuid``, ``started``, ``device``,
+        ``device_reason``, ``precision``, ``fallback`` and whatever else is worth a line.
+    models : list of dict
+        ``name``, ``version``, ``sha256``, ``licence``.
+    steps : list of dict
+        ``name`` and ``seconds`` in the order of the workflow.
+    errors : list of dict
+        ``step``, ``message``, ``traceback`` (text of the crash file) and ``file``.
+    warnings : list of str
+        One line each.
+    methods : str
+        Methods text in Markdown with citations such as ``[@n4]``.
+    """
+
+    label: str
+    status: str = 'completed'
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    conform: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    qc: dict[str, Any] = field(default_factory=dict)
+    participant: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    models: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    methods: str = ''
+
+    def to_dict(self, root: str | Path | None = None) -> dict[str, Any]:
+        """Return the report's content as JSON types.
+
+        Parameters
+        ----------
+        root : path, optional
+            Derivatives folder; ``files`` below it are written relative to it, so that the
+            folder may be moved.
+        """
+        values = json.loads(json.dumps(dataclasses.asdict(self), default=_plain))
+        if root is not None:
+            values['files'] = {
+                key: _relative(path, root) for key, path in values['files'].items() if path
+            }
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], root: str | Path | None = None) -> SessionReport:
+        """Make a report from :meth:`to_dict`'s result; fields that it does not know are ignored.
+
+        Raises
+        ------
+        ValueError
+            If there is no ``label``.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}
+        chosen = {name: value for name, value in values.items() if name in known}
+        if not chosen.get('label'):
+            raise ValueError('the saved context of a report has no label')
+        report = cls(**chosen)
+        if root is not None:
+            report.files = {key: str(Path(root, path)) for key, path in report.files.items()}
+        return report
+
+    def save(self, path: str | Path, root: str | Path | None = None) -> Path:
+        """Write the content to a JSON file, from which the page can be made again."""
+        text = json.dumps(self.to_dict(root), indent=1, sort_keys=True) + '\n'
+        return _write(Path(path), text)
+
+    @classmethod
+    def load(cls, path: str | Path, root: str | Path | None = None) -> SessionReport:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        OSError, ValueError
+            If the file cannot be read or is not a saved report.
+        """
+        return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')), root)
+
+
+def write_report(
+    context: SessionReport, out_file: str | Path, figures_dir: str | Path | None = None
+) -> Path:
+    """Write the report of a session as one HTML file that needs no other file.
+
+    Whatever cannot be drawn or read becomes a line of the report, never an exception: a figure
+    that fails must not cost a result.
+
+    Parameters
+    ----------
+    context : SessionReport
+        What to show.
+    out_file : path
+        The HTML file.
+    figures_dir : path, optional
+        Where every figure is written as an SVG file of its own, too (names as NiPreps give
+        them); default ``sub-<label>/figures`` beside the HTML file.
+
+    Returns
+    -------
+    Path
+        ``out_file``.
+
+    Raises
+    ------
+    OSError
+        If the HTML file cannot be written.
+    """
+    started = time.perf_counter()
+    out_file = Path(out_file)
+    page, figures = render_page(context, started)
+    _write(out_file, page)
+    if figures_dir is None:
+        figures_dir = out_file.parent / context.label.split('_')[0] / 'figures'
+    for name, drawing in figures.items():
+        try:
+            _write(Path(figures_dir) / f'{context.label}_{name}.svg', drawing)
+        except OSError as error:
+            LOGGER.warning('figure %s of %s was not written: %s', name, context.label, error)
+    return out_file
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a text file under a temporary name and move it in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        part.write_text(text, encoding='utf-8')
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """Turn paths, tuples and numpy values into JSON types."""
+    if hasattr(value, 'tolist'):
+        return value.tolist()
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str):
+        return list(value)
+    return str(value)
+
+
+def _relative(path: str, root: str | Path) -> str:
+    try:
+        return Path(os.path.abspath(path)).relative_to(os.path.abspath(root)).as_posix()
+    except ValueError:
+        return os.path.abspath(path)
