@@ -58,7 +58,7 @@ def _train(options: argparse.Namespace) -> None:
     from bids_app.inference.models import load_weights
     from bids_app.training.export import export_model
     from bids_app.training.label_maps import load_label_maps
-    from bids_app.training.loop import Trainer
+    from bids_app.training.loop import Trainer, load_coarse
     from bids_app.training.recipe import read_recipe
 
     if options.threads:
@@ -77,6 +77,9 @@ def _train(options: argparse.Namespace) -> None:
         validation = load_label_maps([file for file in files if file.name in apart])
         initial = load_weights(options.init) if options.init else {}
         for name in stages:
+            coarse = None
+            if name != 'coarse' and 'coarse' in recipe.stages:
+                coarse = load_coarse(recipe.stages['coarse'], out / 'coarse' / 'best.pt')
             trainer = Trainer(
                 recipe.stages[name],
                 train,
@@ -85,6 +88,7 @@ def _train(options: argparse.Namespace) -> None:
                 seed=recipe.seed,
                 device=options.device,
                 initial=initial.get(name),
+                coarse=coarse,
             )
             trainer.run(options.steps, options.minutes)
     if all((out / name / 'best.pt').exists() for name in recipe.stages):

@@ -19,17 +19,36 @@ from bids_app.networks import build_network
 from bids_app.training.label_maps import LabelMaps
 from bids_app.training.losses import segmentation_loss
 from bids_app.training.recipe import StageRecipe
-from bids_app.training.samples import CoarseSampler, FineSampler, Sample, Sampler
+from bids_app.training.samples import (
+    CoarseSampler,
+    CoarseStage,
+    FineSampler,
+    Sample,
+    Sampler,
+)
 
 logger = logging.getLogger('anatnet.training')
 
 Validator = Callable[[nn.Module], dict[str, float]]
 
 
-def make_sampler(stage: StageRecipe, maps: LabelMaps, seed: int) -> Sampler:
+def make_sampler(
+    stage: StageRecipe, maps: LabelMaps, seed: int, coarse: CoarseStage | None = None
+) -> Sampler:
     """Return the sampler that fits a stage: fine where the network takes context."""
-    kind = FineSampler if stage.arguments.get('context_channels') else CoarseSampler
-    return kind(maps, stage.ranges, stage.shape, stage.spacing, stage.draws, seed)
+    common = (maps, stage.ranges, stage.shape, stage.spacing, stage.draws, seed)
+    if stage.arguments.get('context_channels'):
+        return FineSampler(*common, coarse=coarse)
+    return CoarseSampler(*common)
+
+
+def load_coarse(stage: StageRecipe, best: Path) -> CoarseStage | None:
+    """Return a trained coarse stage from its ``best.pt``, or None where there is none yet."""
+    if not best.exists():
+        return None
+    network = build_network(stage.network, stage.arguments).eval().requires_grad_(False)
+    network.load_state_dict(torch.load(best, map_location='cpu', weights_only=True)['network'])
+    return CoarseStage(network, stage.shape, stage.spacing)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int, decay: float) -> float:
@@ -70,6 +89,8 @@ class Trainer:
         By default Dice and loss on fixed synthetic samples of ``validation_maps``.
     initial : dict, optional
         Weights to start from (fine-tuning).
+    coarse : CoarseStage, optional
+        The trained coarse stage, for fine stages.
     """
 
     def __init__(
@@ -83,8 +104,10 @@ class Trainer:
         device: str = 'cpu',
         validator: Validator | None = None,
         initial: dict[str, torch.Tensor] | None = None,
+        coarse: CoarseStage | None = None,
     ) -> None:
         self.stage = stage
+        self.coarse = coarse
         self.folder = folder
         self.device = torch.device(device)
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +123,7 @@ class Trainer:
         self.best = -math.inf
         self._resume()
         # A resumed run must not see the samples of the first steps again.
-        self.sampler = make_sampler(stage, maps, seed + 1_000_003 * (self.step + 1))
+        self.sampler = make_sampler(stage, maps, seed + 1_000_003 * (self.step + 1), coarse)
         self.validator = validator or self._synthetic_validator(validation_maps)
 
     def _resume(self) -> None:
@@ -207,7 +230,7 @@ class Trainer:
             self._save('best.pt', {'network': self.average.state_dict(), 'step': self.step})
 
     def _synthetic_validator(self, maps: LabelMaps, count: int = 6) -> Validator:
-        sampler = make_sampler(self.stage, maps, 12345)
+        sampler = make_sampler(self.stage, maps, 12345, self.coarse)
         samples = [sampler.draw() for _ in range(count)]
 
         def validate(network: nn.Module) -> dict[str, float]:

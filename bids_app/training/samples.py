@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -186,18 +188,48 @@ class CoarseSampler(Sampler):
         return sample
 
 
+@dataclass(frozen=True)
+class CoarseStage:
+    """A trained coarse network, for the context of fine samples.
+
+    Attributes
+    ----------
+    network : callable
+        Takes ``(1, 1, x, y, z)`` and gives logits.
+    shape : tuple of int
+        Voxels of its window.
+    spacing : float
+        Its voxel size, mm.
+    """
+
+    network: Callable[[torch.Tensor], torch.Tensor]
+    shape: tuple[int, int, int]
+    spacing: float
+
+
 class FineSampler(Sampler):
-    """Crops at full resolution with simulated coarse posteriors as context.
+    """Crops at full resolution with coarse posteriors as context.
 
     Parameters
     ----------
     coarse_spacing : float
-        Voxel size of the coarse network, mm.
+        Voxel size of simulated coarse posteriors, mm.
+    coarse : CoarseStage, optional
+        With it the context is, most of the time, what this network says of the whole head that
+        the crop belongs to, so that the fine network meets the true errors of the coarse one.
+        Without it the context is simulated from the labels.
     """
 
-    def __init__(self, *args: object, coarse_spacing: float = 3.0, **kwargs: object) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        coarse_spacing: float = 3.0,
+        coarse: CoarseStage | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.coarse_spacing = coarse_spacing
+        self.coarse = coarse
 
     def _centre(self, index: int) -> torch.Tensor:
         jitter = torch.tensor([self._uniform(-16, 16) for _ in range(3)])
@@ -211,6 +243,9 @@ class FineSampler(Sampler):
         """Return one sample with context."""
         index = self._choose()
         extent = self.spacing * max(self.shape) / 2 + 12
+        real = self.coarse is not None and self._uniform() < 0.8
+        if real:  # the deformation must reach over the whole head
+            extent = self.coarse.spacing * max(self.coarse.shape) / 2 + 20
         deformation = Deformation(self.ranges, extent, self._centre(index), self.generator)
         origin = -self.spacing * (torch.tensor(self.shape) - 1) / 2
         label_map = self.maps.maps[index]
@@ -220,11 +255,9 @@ class FineSampler(Sampler):
         )
         # The target is the label at the centre of the voxel: one draw, without partial volume.
         target, side = self._fractions([sample_labels(label_map, coordinates)], deformation.flip)
+        contrast = self._contrast()
         image = corrupt(
-            paint(labels, self._contrast(), self.generator),
-            self.ranges,
-            self.spacing,
-            self.generator,
+            paint(labels, contrast, self.generator), self.ranges, self.spacing, self.generator
         )
         sample = Sample(image[None], None, target, side)
         keep = self._strip(target)
@@ -232,14 +265,60 @@ class FineSampler(Sampler):
         if keep is not None:
             image *= keep
             self._blank(sample, keep)
-        sample.context = self._context(label_map, deformation, origin, bare)
+        if real:
+            start, found = self._ask_coarse(index, deformation, contrast, keep is not None, bare)
+            spacing = self.coarse.spacing
+        else:
+            start, found = self._simulate_coarse(label_map, deformation, origin, bare)
+            spacing = self.coarse_spacing
+        sample.context = resample_linear(
+            found,
+            start,
+            spacing,
+            origin + self.spacing / 2,
+            2 * self.spacing,
+            tuple(n // 2 for n in self.shape),
+        )
         brain = sample.target[0] < 0.5
         sample.image = (normalise_brain(image, brain) * self._uniform(0.9, 1.1))[None]
         return sample
 
-    def _context(
+    def _ask_coarse(
+        self, index: int, deformation: Deformation, contrast: Contrast, stripped: bool, bare: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the origin and the posteriors of the coarse network over the same head."""
+        shape, spacing = self.coarse.shape, self.coarse.spacing
+        # Where the brain's centre lies on the target grid: the inverse of the linear part.
+        middle = self.maps.brain_boxes[index].mean(dim=0) - deformation.centre
+        middle = torch.linalg.solve(deformation.matrix, middle)
+        middle = middle + torch.tensor([self._uniform(-6, 6) for _ in range(3)])
+        start = middle - spacing * (torch.tensor(shape) - 1) / 2
+        label_map = self.maps.maps[index]
+        labels = sub_voxel_labels(
+            label_map,
+            deformation.grid(start, spacing, shape),
+            deformation.matrix * spacing,
+            3,
+            self.generator,
+        )
+        image = corrupt(paint(labels, contrast, self.generator), self.ranges, spacing, self.generator)
+        if stripped:
+            classes = self.maps.classes.index_select(0, labels[0].flatten()).view(shape)
+            keep = (classes > 0).float()
+            if bare:
+                keep = ((classes > 0) & (classes != _CSF)).float()[None, None]
+                keep = -functional.max_pool3d(-functional.max_pool3d(keep, 3, 1, 1), 3, 1, 1)
+                keep = keep[0, 0]
+            image *= keep
+        given = normalise_head(image)[None, None]
+        with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16):
+            logits = self.coarse.network(given)[0].float()
+        side = 2 * torch.sigmoid(logits[-1:]) - 1
+        return start, torch.cat([logits[:-1].softmax(dim=0), side]).clone()
+
+    def _simulate_coarse(
         self, label_map: torch.Tensor, deformation: Deformation, origin: torch.Tensor, bare: bool
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Simulate what the coarse network says: right on average, smooth and a little wrong."""
         spacing = self.coarse_spacing
         reach = self.spacing * torch.tensor(self.shape)
@@ -271,12 +350,4 @@ class FineSampler(Sampler):
         sides = functional.avg_pool3d(
             functional.pad(sides[None], (1,) * 6, mode='replicate'), 3, 1
         )[0]
-        half = tuple(n // 2 for n in self.shape)
-        return resample_linear(
-            torch.cat([posterior, sides]),
-            start,
-            spacing,
-            origin + self.spacing / 2,
-            2 * self.spacing,
-            half,
-        )
+        return start, torch.cat([posterior, sides])
