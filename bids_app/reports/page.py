@@ -25,6 +25,19 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger('anatnet.reports')
 
+FILE_KEYS = (
+    't1w_preproc',
+    't1w',
+    'brain_mask',
+    'dseg',
+    'wholebrain_dseg',
+    'uncertainty',
+    'tissue_morph',
+    'wholebrain_morph',
+    'qc_stats',
+)
+"""What a report shows: keys of the table of outputs, and ``t1w``, the raw scan."""
+
 _FIGURE_SOURCES = {
     'mask': 'brain_mask',
     'tissues': 'dseg',
@@ -73,11 +86,13 @@ def render_page(
     """
     started = time.perf_counter() if started is None else started
     parts = _Parts(context.label)
-    files = {key: path for key, path in context.files.items() if path and Path(path).is_file()}
+    keys = [key for key in FILE_KEYS if context.files.get(key)]
+    files = {key: context.files[key] for key in keys if Path(context.files[key]).is_file()}
     values: dict[str, Any] = {
         'report': context,
         'files': files,
-        'missing': sorted(set(context.files) - set(files)),
+        'missing': [key for key in keys if key not in files and key != 't1w'],
+        'participant': _participant(context.participant),
         'figures': [],
         'defs': '',
         'viewer': None,
@@ -308,6 +323,14 @@ def _conform_rows(conform: Mapping[str, Any]) -> list[tuple[str, str]]:
         label, joint, unit = _CONFORM_LABELS.get(key, (_words(key), ', ', ''))
         rows.append((label, _text(value, joint) + unit))
     return rows
+
+
+def _participant(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the first few facts of a participant, age and sex before the others."""
+    first = [key for key in ('age', 'sex', 'gender', 'group') if key in fields]
+    keys = [*first, *sorted(key for key in fields if key not in first)]
+    rows = [(key, fields[key]) for key in keys if fields[key] not in (None, '', 'n/a')]
+    return [(key.replace('_', ' '), _text(value)) for key, value in rows[:5]]
 
 
 def _command_line(value: Any) -> str:

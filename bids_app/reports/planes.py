@@ -79,12 +79,12 @@ def load_volume(path: str | Path, labels: bool = False) -> Volume:
     if image.ndim != 3:
         raise ValueError(f'{Path(path).name} is not a three-dimensional image')
     data = np.asanyarray(image.dataobj)
-    if labels:
-        data = np.rint(data).astype(np.int32) if data.dtype.kind == 'f' else data
-    elif data.dtype.kind == 'f':
+    if data.dtype.kind == 'f':
         data = data.astype(np.float32, copy=False)
         if not np.isfinite(data).all():
             data = np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0)
+        if labels:
+            data = np.rint(data).astype(np.int32)
     return Volume(data, np.asarray(image.affine, float))
 
 

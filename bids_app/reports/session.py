@@ -13,21 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bids_app.reports.page import render_page
+from bids_app.reports.page import FILE_KEYS, render_page
 
 LOGGER = logging.getLogger('anatnet.reports')
 
-FILE_KEYS = (
-    't1w_preproc',
-    'brain_mask',
-    'dseg',
-    'wholebrain_dseg',
-    'uncertainty',
-    'tissue_morph',
-    'wholebrain_morph',
-    'qc_stats',
-)
-"""Derivatives that a report shows, by their key in the table of outputs."""
+__all__ = ['FILE_KEYS', 'SessionReport', 'write_report']
 
 
 @dataclass
@@ -122,7 +112,7 @@ class SessionReport:
 
     def save(self, path: str | Path, root: str | Path | None = None) -> Path:
         """Write the content to a JSON file, from which the page can be made again."""
-        text = json.dumps(self.to_dict(root), indent=1, sort_keys=True) + '\n'
+        text = json.dumps(self.to_dict(root), indent=1) + '\n'
         return _write(Path(path), text)
 
     @classmethod

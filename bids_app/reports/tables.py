@@ -48,7 +48,7 @@ def asymmetry_index(left: float | None, right: float | None) -> float | None:
 def total_intracranial_volume(rows: Sequence[Row]) -> float | None:
     """Find the total intracranial volume (mm^3) in a tissue table."""
     for row in rows:
-        name = row.get('name', '').lower().replace('-', ' ').replace('_', ' ')
+        name = (row.get('name') or '').lower().replace('-', ' ').replace('_', ' ')
         if name in ('tiv', 'etiv', 'icv') or 'intracranial' in name:
             return number(row.get('volume_mm3'))
     return None
@@ -83,7 +83,7 @@ def tissue_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     table = []
     for row in rows:
         volume = number(row.get('volume_mm3'))
-        tissue = by_number.get(row.get('index', ''))
+        tissue = by_number.get(row.get('index') or '')
         is_total = tissue is None
         name = _name_of(row)
         table.append(
@@ -120,7 +120,7 @@ def structure_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     by_number = {str(structure.index): structure for structure in structures()}
     table: dict[str, dict[str, Any]] = {}
     for row in rows:
-        structure = by_number.get(row.get('index', ''))
+        structure = by_number.get(row.get('index') or '')
         volume = number(row.get('volume_mm3'))
         cell = {
             'index': row.get('index', ''),
