@@ -73,7 +73,36 @@ def export_model(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
     if old.get('sha256') == digest and 'validation' in old:
         card['validation'] = old['validation']
     _replace(path, (json.dumps(card, indent=2) + '\n').encode())
+    plot_curve(recipe, checkpoints, folder / 'curve.png')
     return path
+
+
+def plot_curve(recipe: Recipe, checkpoints: Path, out_file: Path) -> None:
+    """Draw loss and validation Dice of every stage over the steps, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(recipe.stages), 3.5), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(recipe.stages), squeeze=False)[0]
+    for axis, name in zip(axes, recipe.stages, strict=True):
+        entries = [
+            json.loads(line)
+            for line in (checkpoints / name / 'log.jsonl').read_text('utf-8').splitlines()
+        ]
+        losses = [(entry['step'], entry['loss']) for entry in entries if 'loss' in entry]
+        scores = [(e['step'], e['validation']['score']) for e in entries if 'validation' in e]
+        if losses:
+            axis.plot(*zip(*losses, strict=True), color='tab:blue', label='loss (running mean)')
+        axis.plot(
+            *zip(*scores, strict=True), color='tab:orange', marker='o', label='validation Dice'
+        )
+        axis.set(title=f'{name}: synthetic images', xlabel='step', ylim=(0, 2))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    temporary = out_file.with_name(f'.{os.getpid()}.{out_file.name}')
+    figure.savefig(temporary, dpi=80)
+    os.replace(temporary, out_file)
 
 
 def _replace(path: Path, content: bytes) -> None:

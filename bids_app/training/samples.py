@@ -25,6 +25,8 @@ from bids_app.training.synthesis import (
 )
 
 _CSF = CLASSES.index('csf')
+# An all but empty image has no variance to normalise by: its gradients are huge and teach nothing.
+_LEAST_BRAIN = 0.03
 
 
 @dataclass
@@ -240,7 +242,13 @@ class FineSampler(Sampler):
         return first + (0.2 + 0.6 * torch.rand(3, generator=self.generator)) * (last - first)
 
     def draw(self) -> Sample:
-        """Return one sample with context."""
+        """Return one sample with context; crops with hardly any brain are drawn again."""
+        while True:
+            sample = self._draw_once()
+            if float((sample.target[0] < 0.5).float().mean()) > _LEAST_BRAIN:
+                return sample
+
+    def _draw_once(self) -> Sample:
         index = self._choose()
         extent = self.spacing * max(self.shape) / 2 + 12
         real = self.coarse is not None and self._uniform() < 0.8
