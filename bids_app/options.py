@@ -90,7 +90,7 @@ def build_parser(*, positionals_needed: bool = True, prog: str = 'anatnet') -> P
         allow_abbrev=False,
         add_help=False,
     )
-    optional: dict[str, Any] = {} if positionals_needed else {'nargs': '?'}
+    optional: dict[str, Any] = {} if positionals_needed else {'nargs': '?', 'default': None}
     parser.add_argument(
         'bids_dir', type=Path, help='root of a raw BIDS data set; only read, never written',
         **optional,

@@ -252,11 +252,8 @@ def _guess(label: str, there: list[str]) -> list[str]:
 def _catalogue(layout: BIDSLayout, bids_dir: Path, subjects: set[str]) -> list[_Image]:
     """List all images of the index that belong to the subjects."""
     root = os.path.join(str(layout.root), '')
-    query: dict[str, Any] = {'extension': list(IMAGES), 'datatype': list(DATATYPES)}
-    if len(subjects) <= 100:  # else it is faster to take all than to ask for each
-        query['subject'] = sorted(subjects)
     images = []
-    for file in layout.get(**query):
+    for file in layout.get(extension=list(IMAGES), datatype=list(DATATYPES)):
         parts = str(file.path).removeprefix(root).split('/')
         subject = parts[0].removeprefix('sub-')
         if subject not in subjects:

@@ -66,10 +66,6 @@ class Outputs:
         """Folder of the session, or of the subject where there is no session."""
         return self.subject_dir / f'ses-{self.session}' if self.session else self.subject_dir
 
-    def keys(self) -> tuple[str, ...]:
-        """List the keys of the table of derivatives."""
-        return tuple(table())
-
     def path(self, key: str) -> Path:
         """Return the path of a derivative, or of the ``report``.
 

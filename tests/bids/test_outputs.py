@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_app.bids.dataset import (
+    atomic_save_nifti,
+    atomic_write_text,
+    bids_uri,
+    write_dataset_files,
+    write_sidecar,
+)
+from bids_app.bids.outputs import ENTITY_ORDER, Outputs, table
+from bids_app.config import RunConfig
+
+NAMES = {
+    't1w_preproc': '_desc-preproc_T1w.nii.gz',
+    'brain_mask': '_desc-brain_mask.nii.gz',
+    'dseg': '_dseg.nii.gz',
+    'probseg_gm': '_label-GM_probseg.nii.gz',
+    'probseg_wm': '_label-WM_probseg.nii.gz',
+    'probseg_csf': '_label-CSF_probseg.nii.gz',
+    'wholebrain_dseg': '_desc-wholebrain_dseg.nii.gz',
+    'uncertainty': '_desc-entropy_uncertainty.nii.gz',
+    'tissue_morph': '_desc-tissue_morph.tsv',
+    'wholebrain_morph': '_desc-wholebrain_morph.tsv',
+    'qc_stats': '_desc-qc_stats.tsv',
+}
+
+
+def test_names_are_those_of_the_conventions():
+    outputs = Outputs(Path('out'), '01', 'a')
+    assert set(NAMES) <= set(table())
+    for key, ending in NAMES.items():
+        assert outputs.path(key) == Path(f'out/sub-01/ses-a/anat/sub-01_ses-a{ending}')
+    assert Outputs(Path('out'), '01').path('dseg') == Path('out/sub-01/anat/sub-01_dseg.nii.gz')
+
+
+def test_only_the_tissue_segmentation_has_no_desc():
+    """smriprep takes any native dseg or probseg without further entities for its own."""
+    for key, entry in table().items():
+        assert ('desc' in entry['entities']) != (key == 'dseg' or key.startswith('probseg_'))
+
+
+@pytest.mark.parametrize('key', sorted(table()))
+def test_entries_are_well_formed(key):
+    entry = table()[key]
+    assert set(entry) == {'folder', 'entities', 'suffix', 'extension', 'sidecar'}
+    assert set(entry['entities']) <= set(ENTITY_ORDER)
+    assert all(re.fullmatch('[0-9a-zA-Z+]+', value) for value in entry['entities'].values())
+    assert entry['sidecar']['Description']
+
+
+def test_paths_of_report_figures_logs_and_state():
+    outputs = Outputs(Path('out'), '01', 'a')
+    assert outputs.path('report') == Path('out/sub-01_ses-a.html')
+    assert outputs.figure('dseg', '.svg') == Path('out/sub-01/figures/sub-01_ses-a_dseg.svg')
+    assert outputs.log_dir('x') == Path('out/sub-01/log/x')
+    assert outputs.state_file.parent == Path('out/sub-01/log')
+    assert Outputs(Path('out'), '01', 'b').state_file != outputs.state_file
+    assert outputs.sidecar_path('dseg').name == 'sub-01_ses-a_dseg.json'
+
+
+def test_sidecar_adds_and_leaves_out():
+    outputs = Outputs(Path('out'), '01')
+    fields = outputs.sidecar('brain_mask', Sources=['bids:raw:x'], Fallback=None)
+    assert fields['Type'] == 'Brain'
+    assert fields['Sources'] == ['bids:raw:x']
+    assert 'Fallback' not in fields
+
+
+def test_validator_finds_no_error_in_a_tree_of_all_outputs(make_bids, tmp_path):
+    beside = Path(sys.executable).with_name('bids-validator-deno')
+    validator = str(beside) if beside.exists() else shutil.which('bids-validator-deno')
+    if validator is None:
+        pytest.skip('bids-validator-deno is not installed')
+    raw = make_bids(['sub-01/anat/sub-01_T1w.nii.gz'])
+    out = tmp_path / 'out'
+    config = RunConfig(raw, out)
+    write_dataset_files(config, methods='text', bibliography='text')
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4))
+    image.header.set_xyzt_units('mm', 'sec')
+    source = bids_uri(raw / 'sub-01/anat/sub-01_T1w.nii.gz', raw)
+    for outputs in (Outputs(out, '01'), Outputs(out, '02', 'a')):
+        for key in table():
+            if outputs.path(key).suffix == '.tsv':
+                atomic_write_text(outputs.path(key), 'index\tname\n1\tx\n')
+            else:
+                atomic_save_nifti(image, outputs.path(key))
+            write_sidecar(outputs.sidecar_path(key), outputs.sidecar(key, Sources=[source]))
+        for file in (outputs.path('report'), outputs.figure('desc-brain_mask'),
+                     outputs.figure('dseg', '.svg'), outputs.state_file,
+                     outputs.log_dir('run') / 'crash.txt', config.log_dir / 'anatnet.log'):
+            atomic_write_text(file, 'text')  # fmt: skip
+    finished = subprocess.run(
+        [validator, '--format', 'json', '--datasetTypes', 'derivative', str(out)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    issues = json.loads(finished.stdout)['issues']['issues']
+    assert [issue for issue in issues if issue['severity'] == 'error'] == []
+    assert finished.returncode == 0

@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, from arguments to exit codes; the workflow itself is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from bids_app import __version__, cli
+from bids_app.config import RunConfig
+from bids_app.errors import ImageError, UsageError
+from bids_app.options import build_parser
+
+T1W = 'sub-{0}/anat/sub-{0}_T1w.nii.gz'
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch, tmp_path):
+    """Run in a folder of our own and leave the environment as it was."""
+    saved = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    yield
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+@pytest.fixture
+def raw(make_bids) -> Path:
+    return make_bids({T1W.format('01'): 'x', T1W.format('02'): 'x'})
+
+
+@pytest.fixture
+def workflow(monkeypatch):
+    """Stand in for the participant workflow; keeps what it is called with."""
+    calls = []
+    module = types.ModuleType('bids_app.workflows.participant')
+
+    def run_participant(config, records):
+        calls.append((config, records))
+        result = module.result
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    module.result = 0
+    module.run_participant = run_participant
+    module.calls = calls
+    monkeypatch.setitem(sys.modules, 'bids_app.workflows.participant', module)
+    return module
+
+
+def parse(raw: Path, *options: str) -> RunConfig:
+    return cli.parse([str(raw), 'out', 'participant', *options])
+
+
+# Parsing
+
+
+def test_defaults(raw, tmp_path):
+    config = parse(raw)
+    assert config.bids_dir == raw
+    assert config.output_dir == tmp_path / 'out'
+    assert config.work_dir == tmp_path / 'work'
+    assert config.modules == ('mask', 'tissue', 'wholebrain')
+    assert config.participant_label is None
+    assert config.subject_anatomical_reference == 'sessionwise'
+    assert config.device == 'auto'
+    assert config.random_seed == 0
+    assert 1 <= config.omp_nthreads <= config.nprocs
+    assert not config.overwrite
+
+
+def long_options() -> list[str]:
+    parser = build_parser()
+    return sorted({s for a in parser._actions for s in a.option_strings if s.startswith('--')})
+
+
+VALUES = {
+    '--participant-label': '01', '--session-label': 'a', '--modules': 'mask', '--model': 'brain',
+    '--subject-anatomical-reference': 'first-lex', '--device': 'cpu', '--precision': 'float32',
+    '--random-seed': '1', '--nprocs': '2', '--nthreads': '2', '--n-cpus': '2',
+    '--omp-nthreads': '2', '--mem-gb': '4', '--mem': '4G', '--mem-mb': '4000',
+    '--gpu-slots': '2', '--debug': 'workdir', '--work-dir': 'w', '--models-dir': 'm',
+    '--bids-database-dir': 'd',
+}  # fmt: skip
+WITH_FILE = {'--bids-filter-file', '--use-plugin', '--nipype-plugin-file', '--config-file'}
+LATER = {
+    '--derivatives', '--output-spaces', '--smooth-fwhm', '--voxel-size', '--resource-monitor',
+    '--write-graph', '--lesion-mask',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'option', [o for o in long_options() if o not in {'--help', '--version'} | LATER | WITH_FILE]
+)
+def test_both_spellings_mean_the_same(raw, option):
+    value = [VALUES[option]] if option in VALUES else []
+    words = option[2:]
+    dashes = parse(raw, '--' + words, *value)
+    underscores = parse(raw, '--' + words.replace('-', '_'), *value)
+    same = {'run_uuid': 'x', 'command_line': ()}
+    assert dashes.replace(**same) == underscores.replace(**same)
+
+
+@pytest.mark.parametrize('option', sorted(LATER))
+def test_options_of_later_releases_say_so(raw, option):
+    with pytest.raises(UsageError, match='later release'):
+        parse(raw, option.replace('-', '_').replace('__', '--'), 'x')
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        ('--modules', 'vbm'), ('--modules', 'mask', 'synth'), ('--modules', 'classify'),
+        ('--subject-anatomical-reference', 'unbiased'),
+    ],
+)  # fmt: skip
+def test_values_of_later_releases_say_so(raw, options):
+    with pytest.raises(UsageError, match='later release'):
+        parse(raw, *options)
+
+
+def test_group_level_comes_later(raw):
+    with pytest.raises(UsageError, match='group level comes with a later release'):
+        cli.parse([str(raw), 'out', 'group'])
+
+
+def test_labels_lose_prefixes_and_duplicates(raw):
+    config = parse(raw, '--participant-label', 'sub-02', '01', '02', '--session-label', 'ses-a,b')
+    assert config.participant_label == ('02', '01')
+    assert config.session_label == ('a', 'b')
+
+
+@pytest.mark.parametrize(
+    ('options', 'memory'),
+    [
+        (('--mem-gb', '8'), 8.0),
+        (('--mem', '8000'), 8.0),
+        (('--mem-mb', '8000'), 8.0),
+        (('--mem', '8G'), 8.0),
+        (('--mem', '8GB'), 8.0),
+        (('--mem-gb', '500M'), 0.5),
+    ],
+)
+def test_memory_has_units(raw, options, memory):
+    assert parse(raw, *options).mem_gb == pytest.approx(memory)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (('--modules', 'spine'), 'no module "spine"'),
+        (('--device', 'gpu'), 'cuda:N'),
+        (('--nprocs', '0'), 'above 0'),
+        (('--mem', 'much'), 'amount of memory'),
+        (('--participant-label', 'a_b'), 'not a label'),
+        (('--colour',), '--colour'),
+        (('--overwrite', '--resume'), 'not allowed'),
+        (('--use-plugin', 'missing.yml'), 'no plugin file'),
+        (('--bids-filter-file', 'missing.json'), 'cannot read the filter file'),
+        (('--config-file', 'missing.toml'), 'cannot read the configuration'),
+        (('--precision', 'int8'), 'float32'),
+    ],
+)
+def test_usage_errors(raw, options, message):
+    with pytest.raises(UsageError, match=message):
+        parse(raw, *options)
+
+
+def test_mask_is_always_computed(raw):
+    assert parse(raw, '--modules', 'wholebrain').modules == ('mask', 'wholebrain')
+
+
+# Folders
+
+
+def test_missing_input_hints_at_mounts(tmp_path):
+    with pytest.raises(UsageError, match='mounted'):
+        parse(tmp_path / 'missing')
+
+
+@pytest.mark.parametrize('output', ['', 'results', 'sub-01', 'derivatives'])
+def test_output_inside_the_input_suggests_derivatives(raw, output):
+    with pytest.raises(UsageError, match=f'{raw}/derivatives/anatnet'):
+        cli.parse([str(raw), str(raw / output), 'participant'])
+
+
+def test_output_through_a_link_is_seen(raw, tmp_path):
+    (tmp_path / 'link').symlink_to(raw)
+    with pytest.raises(UsageError, match='same folder'):
+        cli.parse([str(raw), str(tmp_path / 'link'), 'participant'])
+
+
+def test_output_in_derivatives_is_allowed(raw):
+    output = raw / 'derivatives' / 'anatnet'
+    assert cli.parse([str(raw), str(output), 'participant']).output_dir == output
+
+
+def test_work_folder_inside_the_input(raw):
+    with pytest.raises(UsageError, match='choose another, for instance -w'):
+        parse(raw, '-w', str(raw / 'work'))
+
+
+# Configuration file
+
+
+def test_config_file_alone_repeats_a_run(raw, tmp_path):
+    first = parse(raw, '--participant-label', '01', '--mem-gb', '4', '--modules', 'tissue')
+    (tmp_path / 'config.toml').write_text(first.to_toml())
+    again = cli.parse(['--config-file', 'config.toml'])
+    same = {'run_uuid': 'x', 'command_line': ()}
+    assert again.replace(**same) == first.replace(**same)
+    assert again.run_uuid != first.run_uuid
+
+
+def test_command_line_wins_over_the_file(raw, tmp_path):
+    (tmp_path / 'c.toml').write_text('nprocs = 3\nmem_gb = 2\nmodules = ["mask"]\n')
+    config = parse(raw, '--config_file=c.toml', '--nprocs', '1')
+    assert (config.nprocs, config.mem_gb, config.modules) == (1, 2.0, ('mask',))
+
+
+def test_values_of_the_file_are_checked(raw, tmp_path):
+    (tmp_path / 'c.toml').write_text('modules = ["vbm"]\n')
+    with pytest.raises(UsageError, match='later release'):
+        parse(raw, '--config-file', 'c.toml')
+    (tmp_path / 'c.toml').write_text('nprocs = 1\n')
+    with pytest.raises(UsageError, match='bids_dir, output_dir, analysis_level'):
+        cli.parse(['--config-file', 'c.toml'])
+
+
+# Running
+
+
+def test_success(raw, tmp_path, workflow):
+    assert cli.main([str(raw), 'out', 'participant', '--skip_bids_validation']) == 0
+    ((config, records),) = workflow.calls
+    assert [r.label for r in records] == ['sub-01', 'sub-02']
+    assert (tmp_path / 'out/dataset_description.json').exists()
+    logs = tmp_path / 'out/logs' / config.run_uuid
+    assert RunConfig.from_toml((logs / 'config.toml').read_text()) == config
+    assert '2 of 2 sessions' in (logs / 'anatnet.log').read_text()
+    assert config.command_line[0] == 'anatnet'
+
+
+@pytest.mark.parametrize(
+    ('result', 'code', 'message'),
+    [
+        (1, 1, ''),
+        (ImageError('bad scan'), 1, 'anatnet: error: bad scan'),
+        (ValueError('surprise'), 70, 'unexpected ValueError: surprise'),
+        (KeyboardInterrupt(), 130, 'interrupted'),
+    ],
+)
+def test_failures_of_the_workflow(raw, workflow, capsys, result, code, message):
+    workflow.result = result
+    assert cli.main([str(raw), 'out', 'participant', '--skip-bids-validation']) == code
+    assert message in capsys.readouterr().err
+
+
+def test_usage_error_is_one_line_and_2(raw, capsys):
+    assert cli.main([str(raw), 'out', 'participant', '--colour']) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('anatnet: error: ')
+    assert error.count('\n') == 1
+
+
+def test_missing_description_is_16_unless_not_asked(raw, workflow, capsys):
+    (raw / 'dataset_description.json').unlink()
+    assert cli.main([str(raw), 'out', 'participant']) == 16
+    assert 'dataset_description.json' in capsys.readouterr().err
+    assert cli.main([str(raw), 'out', 'participant', '--skip-bids-validation']) == 0
+
+
+@pytest.mark.parametrize(
+    'options',
+    [('--participant-label', '9'), ('--session-label', 'x'), ('--bids-filter-file', 'f')],
+)
+def test_nothing_matches_is_66(raw, tmp_path, workflow, options):
+    (tmp_path / 'f').write_text(json.dumps({'t1w': {'acquisition': 'x'}}))
+    assert cli.main([str(raw), 'out', 'participant', *options]) == 66
+    assert workflow.calls == []
+    assert not (tmp_path / 'out').exists()
+
+
+def test_dry_run_writes_nothing(raw, tmp_path, workflow, capsys):
+    assert cli.main([str(raw), 'out', 'participant', '--dry-run']) == 0
+    assert 'sub-02_T1w.nii.gz' in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['raw']
+    assert workflow.calls == []
+
+
+def test_dry_run_without_any_t1w_is_66(make_bids, capsys):
+    root = make_bids(['sub-01/anat/sub-01_chunk-1_T1w.nii.gz'])
+    assert cli.main([str(root), 'out', 'participant', '--dry-run']) == 66
+    assert 'chunk-1' in capsys.readouterr().out
+
+
+def test_boilerplate_needs_no_scan(make_bids, workflow):
+    assert cli.main([str(make_bids([])), 'out', 'participant', '--boilerplate-only']) == 0
+    ((config, records),) = workflow.calls
+    assert config.boilerplate_only
+    assert records == []
+
+
+def test_output_that_is_a_file(raw, tmp_path, workflow, capsys):
+    (tmp_path / 'out').touch()
+    assert cli.main([str(raw), 'out', 'participant']) == 1
+    assert 'cannot write to the output folder' in capsys.readouterr().err
+
+
+def test_input_is_only_read(raw, workflow):
+    before = {p: p.stat().st_mtime_ns for p in (raw, *raw.rglob('*'))}
+    folders = [p for p in before if p.is_dir()]
+    for folder in folders:
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        assert cli.main([str(raw), 'out', 'participant']) == 0
+    finally:
+        for folder in folders:
+            folder.chmod(stat.S_IRWXU)
+    assert {p: p.stat().st_mtime_ns for p in (raw, *raw.rglob('*'))} == before
+
+
+@pytest.mark.parametrize('option', ['--help', '--version'])
+def test_help_and_version_are_fast(project_dir, option):
+    started = time.monotonic()
+    finished = subprocess.run(
+        [sys.executable, str(project_dir / 'run.py'), option],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert time.monotonic() - started < 3  # half a second on an idle machine
+    assert __version__ in finished.stdout or 'participant' in finished.stdout
+
+
+def test_nothing_heavy_is_loaded_for_the_help(project_dir):
+    code = (
+        'import sys; from bids_app.options import build_parser; import bids_app.cli;'
+        'build_parser().format_help();'
+        'heavy = {"torch", "numpy", "nibabel", "nipype", "bids", "ants", "matplotlib", "scipy"};'
+        'sys.exit(", ".join(heavy & set(sys.modules)))'
+    )
+    finished = subprocess.run(
+        [sys.executable, '-c', code], cwd=project_dir, capture_output=True, text=True, check=False
+    )
+    assert finished.stderr.strip() == ''
+
+
+def test_every_option_is_explained():
+    parser = build_parser()
+    assert all(action.help for action in parser._actions)
+    text = parser.format_help()
+    for option in set(long_options()) - LATER:
+        assert option in text

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from bids_app.config import RunConfig, new_run_uuid, read_toml
+from bids_app.errors import UsageError
+
+FULL = RunConfig(
+    Path('/raw'),
+    Path('/out'),
+    participant_label=('01', '02'),
+    session_label=('a',),
+    bids_filters={'t1w': {'acquisition': None, 'run': 1, 'part': ['mag', None]}},
+    bids_database_dir=Path('/db'),
+    derivatives={'masks': Path('/masks')},
+    modules=('mask',),
+    models_dir=Path('/models'),
+    mem_gb=7.5,
+    use_plugin=Path('/plugin.yml'),
+    debug=('workdir',),
+    overwrite=True,
+    verbose=2,
+    command_line=('anatnet', '/raw', '/out', 'participant'),
+)
+
+
+def test_toml_there_and_back_is_the_same():
+    assert RunConfig.from_toml(FULL.to_toml()) == FULL
+    plain = RunConfig(Path('/raw'), Path('/out'))
+    assert RunConfig.from_toml(plain.to_toml()) == plain
+
+
+def test_every_field_is_written():
+    written = read_toml(FULL.to_toml())
+    assert set(written) == {field.name for field in dataclasses.fields(RunConfig)}
+
+
+def test_overrides_win():
+    assert RunConfig.from_toml(FULL.to_toml(), verbose=0).verbose == 0
+
+
+def test_options_may_stand_outside_tables_and_with_dashes():
+    assert read_toml('mem-gb = 4\n[nipype]\nnprocs = 2\n') == {'mem_gb': 4.0, 'nprocs': 2}
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('x =', 'not valid TOML'),
+        ('colour = 1', 'unknown option "colour"'),
+        ('nprocs = "two"', '"nprocs"'),
+        ('nprocs = true', '"nprocs"'),
+        ('participant_label = "01"', '"participant_label"'),
+        ('participant_label = [1]', '"participant_label"'),
+        ('work_dir = 3', '"work_dir"'),
+        ('overwrite = 1', '"overwrite"'),
+        ('bids_filters = "{"', '"bids_filters"'),
+        ('derivatives = 1', '"derivatives"'),
+    ],
+)
+def test_bad_toml(text, message):
+    with pytest.raises(UsageError, match=message):
+        read_toml(text)
+
+
+def test_configuration_without_input():
+    with pytest.raises(UsageError, match='bids_dir and output_dir'):
+        RunConfig.from_toml('')
+
+
+def test_frozen_and_replaced():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FULL.verbose = 1
+    assert FULL.replace(verbose=1).verbose == 1
+
+
+def test_run_ids_have_the_form_of_the_field_and_differ():
+    first, second = new_run_uuid(), new_run_uuid()
+    assert re.fullmatch(r'\d{8}-\d{6}_[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}', first)
+    assert first != second

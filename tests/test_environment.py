@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bids_app import environment
+
+
+@pytest.fixture(autouse=True)
+def _restore(monkeypatch):
+    """Give every test its own copy of the environment."""
+    saved = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+def test_nobody_is_phoned(monkeypatch):
+    monkeypatch.delenv('NO_ET', raising=False)
+    environment.prepare_environment()
+    assert os.environ['NO_ET'] == '1'
+
+
+@pytest.mark.parametrize('home', ['/nowhere/at/all', '/proc/1'])
+def test_a_home_that_cannot_be_written_is_replaced(monkeypatch, tmp_path, home):
+    monkeypatch.setenv('HOME', home)
+    monkeypatch.setenv('MPLCONFIGDIR', home)
+    monkeypatch.setenv('XDG_CACHE_HOME', f'{home}/.cache')
+    monkeypatch.setattr(environment.tempfile, 'gettempdir', lambda: str(tmp_path))
+    monkeypatch.setattr(environment.os, 'access', lambda path, mode: 'proc' not in str(path))
+    environment.prepare_environment()
+    assert Path(os.environ['HOME']).is_relative_to(tmp_path)
+    assert Path(os.environ['HOME']).is_dir()
+    assert 'MPLCONFIGDIR' not in os.environ
+    assert 'XDG_CACHE_HOME' not in os.environ
+
+
+def test_a_good_home_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    environment.prepare_environment()
+    assert os.environ['HOME'] == str(tmp_path)
+
+
+def test_threads():
+    environment.limit_threads(3)
+    assert {os.environ[name] for name in environment.THREAD_VARIABLES} == {'3'}
+
+
+def test_work_folder_is_never_in_the_data_set(monkeypatch, tmp_path):
+    raw = tmp_path / 'raw'
+    (raw / 'code').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert environment.default_work_dir(raw) == tmp_path / 'work'
+    monkeypatch.chdir(raw / 'code')
+    assert not environment.default_work_dir(raw).is_relative_to(raw)
+
+
+def test_at_least_one_core():
+    assert 1 <= environment.default_nprocs() <= (os.cpu_count() or 1)
