@@ -126,7 +126,7 @@ def render_page(
     values['light'] = quality.traffic_light(context.status, context.qc, values['checks'])
     values['cards'] = _cards(context, values, metrics)
     values['steps'] = _steps(context.steps)
-    values['run'] = _run_rows(context.run)
+    values['run'] = _run_rows(context.run, context.status)
     values['command_line'] = _command_line(context.run.get('command_line'))
     values['conform'] = _conform_rows(context.conform)
     values['conform_notes'] = _as_list(context.conform.get('notes'))
@@ -277,18 +277,18 @@ _RUN_LABELS = {
     'threads': 'CPU threads',
     'random_seed': 'Random seed',
     'modules': 'Modules',
-    'peak_gb': 'Peak memory (GB)',
+    'peak_memory_gb': 'Peak memory (GB)',
 }
 
 
-def _run_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _run_rows(run: Mapping[str, Any], status: str) -> list[tuple[str, str]]:
     """Return the facts of a run as label and text, the known ones first."""
     rows = []
     for key in (*_RUN_LABELS, *(key for key in run if key not in _RUN_LABELS)):
-        if key in ('command_line', 'seconds') or key not in run:
+        if key in ('command_line', 'seconds'):
             continue
-        value = run[key]
-        if key == 'fallback' and not value:
+        value = run.get(key)
+        if key == 'fallback' and not value and 'device' in run and status == 'completed':
             value = 'none needed'
         if value is not None and value != '':
             rows.append((_RUN_LABELS.get(key, _words(key)), _text(value)))

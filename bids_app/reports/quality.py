@@ -85,7 +85,8 @@ def checks(metrics: Mapping[str, str], verdict: Mapping[str, Any]) -> list[dict[
     metrics : mapping
         Measures by name, as text.
     verdict : mapping
-        ``checks``: list of dict with ``name``, ``value``, ``status``, ``threshold``, ``reason``.
+        ``checks``: list of dict with ``name``, ``value``, ``status`` (``ok``, ``warn``,
+        ``fail``), ``threshold`` (as text) and ``reason``, or a dict of these by name.
 
     Returns
     -------
@@ -93,7 +94,10 @@ def checks(metrics: Mapping[str, str], verdict: Mapping[str, Any]) -> list[dict[
         ``name``, ``label``, ``meaning``, ``better``, ``value`` (text), ``status`` (empty for
         measures without threshold), ``threshold`` and ``reason``; the rated ones first.
     """
-    rated = {str(check.get('name')): check for check in verdict.get('checks') or ()}
+    given = verdict.get('checks') or ()
+    if isinstance(given, Mapping):
+        given = [{'name': name, **check} for name, check in given.items()]
+    rated = {str(check.get('name')): check for check in given}
     names = [*rated, *(name for name in metrics if name not in rated)]
     lines = []
     for name in names:

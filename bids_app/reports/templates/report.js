@@ -128,6 +128,10 @@
     };
     const choices = all('input[name=overlay]', viewer);
     for (const box of choices) if (!available[box.value]) box.parentElement.remove();
+    if (choices.filter((box) => available[box.value]).length < 2) {
+      viewer.querySelector('.pick').hidden = true;
+      opacity.parentElement.hidden = true;
+    }
     let overlay = ['structure', 'tissue', 'mask', 'none'].find((name) => available[name]);
     choices.forEach((box) => { box.checked = box.value === overlay; });
 
@@ -294,9 +298,14 @@
       });
     };
 
-    choices.forEach((box) => box.addEventListener('change', () => { overlay = box.value; draw(); }));
+    let chosen = false; /* until the reader sets an opacity, thin uncertainty is shown stronger */
+    choices.forEach((box) => box.addEventListener('change', () => {
+      overlay = box.value;
+      if (!chosen) opacity.value = overlay === 'entropy' ? 90 : 50;
+      draw();
+    }));
     gain.addEventListener('input', draw);
-    opacity.addEventListener('input', draw);
+    opacity.addEventListener('input', () => { chosen = true; draw(); });
 
     for (const button of all('.jump')) {
       button.addEventListener('click', () => {
@@ -316,6 +325,7 @@
         }
         split(best).forEach((p, n) => { cross[n] = p; });
         overlay = 'structure';
+        if (!chosen) opacity.value = 50;
         choices.forEach((box) => { box.checked = box.value === overlay; });
         draw();
         document.getElementById('explore').scrollIntoView();
