@@ -85,7 +85,7 @@ def tissue_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
         volume = number(row.get('volume_mm3'))
         tissue = by_number.get(row.get('index') or '')
         is_total = tissue is None
-        name = _name_of(row)
+        name = 'Intracranial volume' if _name_of(row) == 'TIV' else _name_of(row)
         table.append(
             {
                 'name': name if is_total else long_names.get(tissue.name, tissue.name),

@@ -129,6 +129,7 @@ def test_loads_nothing_from_elsewhere(page):
     parsed = _Page(text)
     assert all(address.startswith(('data:', '#')) for address in parsed.loaded)
     assert not parsed.stack  # every element is closed
+    assert "default-src 'none'; img-src data:;" in text  # the browser enforces it, too
     style = re.search(r'<style>(.*?)</style>', text, re.S).group(1)
     assert '@import' not in style
     assert 'url(' not in style

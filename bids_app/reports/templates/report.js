@@ -333,10 +333,12 @@
     }
     const widths = [nx, nx, ny].map((n) => `minmax(0,${n}fr)`).join(' ');
     viewer.querySelector('.panes').style.setProperty('--columns', widths);
+    document.getElementById('viewer-wait').remove();
     viewer.hidden = false;
     draw();
   };
   start().catch((error) => {
+    document.getElementById('viewer-wait')?.remove();
     holder.insertAdjacentHTML('beforebegin', '<p class="notice">This browser cannot show the viewer; all figures below work.</p>');
     console.warn('viewer', error);
   });
