@@ -18,7 +18,7 @@ from bids_app.environment import (
     limit_threads,
     prepare_environment,
 )
-from bids_app.errors import AnatNetError, NoInputError, SoftwareError, UsageError
+from bids_app.errors import AnatNetError, ModelError, NoInputError, SoftwareError, UsageError
 from bids_app.options import LATER_MODULES, build_parser, later, normalise
 
 if TYPE_CHECKING:
@@ -98,8 +98,12 @@ def run(config: RunConfig) -> int:
     from bids_app.bids.check import check_description
 
     if config.boilerplate_only:
-        _prepare_output(config)
-        return _run_participant(config, [])
+        from bids_app.bids.dataset import check_output_dir
+
+        check_output_dir(config.output_dir)
+        _write_dataset_files(config)
+        print(config.output_dir / 'logs' / 'CITATION.md')
+        return 0
     if not config.skip_bids_validation:
         check_description(config.bids_dir)
     from bids_app.bids.inputs import collect_sessions
@@ -154,14 +158,28 @@ def _run_participant(config: RunConfig, records: list[SessionRecord]) -> int:
 
 def _prepare_output(config: RunConfig) -> None:
     """Make the output a data set, open the log file and keep the configuration beside it."""
-    from bids_app.bids.dataset import atomic_write_text, check_output_dir, write_dataset_files
+    from bids_app.bids.dataset import atomic_write_text, check_output_dir
     from bids_app.logs import add_log_file
-    from bids_app.reports.methods import citation_bibtex
 
     check_output_dir(config.output_dir)
-    write_dataset_files(config, bibliography=citation_bibtex())
+    _write_dataset_files(config)
     add_log_file(config.log_dir / 'anatnet.log', config.verbose)
     atomic_write_text(config.log_dir / 'config.toml', config.to_toml())
+
+
+def _write_dataset_files(config: RunConfig) -> None:
+    """Write the top-level files, with a methods text for what the run computes."""
+    from bids_app.bids.dataset import write_dataset_files
+    from bids_app.inference.models import find_model, load_card
+    from bids_app.reports.methods import citation_bibtex, citation_markdown, methods_text
+
+    try:
+        card = load_card(find_model(config.model, config.models_dir))
+        models = [{'name': card.name, 'version': card.version, 'sha256': card.sha256}]
+    except ModelError:  # an error for who computes, not for who only wants the text
+        models = []
+    text = citation_markdown(methods_text(__version__, models, config.modules))
+    write_dataset_files(config, methods=text, bibliography=citation_bibtex())
 
 
 def _read_config_file(file: Path) -> dict[str, Any]:

@@ -244,6 +244,7 @@ def test_success(raw, tmp_path, workflow):
     ((config, records),) = workflow.calls
     assert [r.label for r in records] == ['sub-01', 'sub-02']
     assert (tmp_path / 'out/dataset_description.json').exists()
+    assert (tmp_path / 'out/logs/CITATION.md').exists()
     logs = tmp_path / 'out/logs' / config.run_uuid
     assert RunConfig.from_toml((logs / 'config.toml').read_text()) == config
     assert '2 of 2 sessions' in (logs / 'anatnet.log').read_text()
@@ -303,11 +304,14 @@ def test_dry_run_without_any_t1w_is_66(make_bids, capsys):
     assert 'chunk-1' in capsys.readouterr().out
 
 
-def test_boilerplate_needs_no_scan(make_bids, workflow):
-    assert cli.main([str(make_bids([])), 'out', 'participant', '--boilerplate-only']) == 0
-    ((config, records),) = workflow.calls
-    assert config.boilerplate_only
-    assert records == []
+def test_boilerplate_needs_neither_scan_nor_model(make_bids, tmp_path, workflow, capsys):
+    arguments = [str(make_bids([])), 'out', 'participant', '--boilerplate-only']
+    assert cli.main([*arguments, '--models-dir', 'missing']) == 0
+    citation = tmp_path / 'out/logs/CITATION.md'
+    assert capsys.readouterr().out.strip() == str(citation)
+    assert 'AnatNet' in citation.read_text()
+    assert '@article{' in citation.with_suffix('.bib').read_text()
+    assert workflow.calls == []
 
 
 def test_output_that_is_a_file(raw, tmp_path, workflow, capsys):
