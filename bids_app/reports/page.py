@@ -122,15 +122,16 @@ def render_page(
     with parts.attempt('The table of quality measures'):
         if 'qc_stats' in files:
             metrics = quality.read_metrics(files['qc_stats'])
-    values['checks'] = quality.checks(metrics, context.qc)
-    values['light'] = quality.traffic_light(context.status, context.qc, values['checks'])
+    verdict = quality.verdict_of(context.qc, metrics)
+    values['checks'] = quality.checks(metrics, verdict)
+    values['light'] = quality.traffic_light(context.status, verdict, values['checks'])
+    values['reasons'] = verdict['reasons']
     values['cards'] = _cards(context, values, metrics)
     values['steps'] = _steps(context.steps)
     values['run'] = _run_rows(context.run, context.status)
     values['command_line'] = _command_line(context.run.get('command_line'))
     values['conform'] = _conform_rows(context.conform)
     values['conform_notes'] = _as_list(context.conform.get('notes'))
-    values['reasons'] = _as_list(context.qc.get('reasons'))
     values['errors'] = [
         error if isinstance(error, Mapping) else {'message': error} for error in context.errors
     ]

@@ -39,13 +39,20 @@ _MEASURES = {
     'efc': Measure('EFC', 'Entropy focus criterion: ghosting and blur by movement', 'lower'),
     'fber': Measure('FBER', 'Energy of the head over energy of the air', 'higher'),
     'wm2max': Measure('WM2MAX', 'White matter over the brightest intensities', 'about 0.6 to 0.8'),
-    'tpm_overlap': Measure('Tissue overlap', 'Overlap of tissue maps and template', 'higher'),
-    'overlap': Measure('Tissue overlap', 'Overlap of hard and soft tissue labels', 'higher'),
-    'entropy': Measure('Mean uncertainty', 'Entropy of the labels inside the brain', 'lower'),
+    'snrd': Measure('SNR against air,', 'Signal over the noise of the air (Dietrich)', 'higher'),
+    'overlap': Measure('Overlap', 'Tissue maps against what intensities alone say', 'higher'),
+    'icvs': Measure('TIV share of', 'Share in the total intracranial volume'),
+    'tiv_ml': Measure('Intracranial volume (ml)', 'GM, WM and CSF together'),
+    'brain_volume_ml': Measure('Brain volume (ml)', 'GM and WM together'),
+    'gm_wm_ratio': Measure('GM / WM volume', 'Balance of grey and white matter'),
+    'wm_gm_ratio': Measure('WM / GM intensity', 'White matter is brighter in a T1w scan'),
+    'border_contact': Measure('Border contact', 'Brain cut by the field of view', 'lower'),
+    'hemisphere_asymmetry': Measure(
+        'Hemisphere asymmetry (%)', 'Asymmetry index of cerebral cortex and white matter', 'near 0'
+    ),
+    'missing_structures': Measure('Missing structures', 'Of the 25, under 50 mm\u00b3', 'lower'),
     'mean_entropy': Measure('Mean uncertainty', 'Entropy of the labels inside the brain', 'lower'),
-    'summary': Measure('Intensity', 'Intensities of a tissue'),
-    'brain_volume': Measure('Brain volume', 'Plausible size of a human brain'),
-    'confidence': Measure('Confidence', 'How sure the network is of the brain mask', 'higher'),
+    'confidence': Measure('Confidence', 'Probability of the brain that was found', 'higher'),
 }
 """By the beginning of the measure's name; the longest match counts."""
 
@@ -113,10 +120,37 @@ def checks(metrics: Mapping[str, str], verdict: Mapping[str, Any]) -> list[dict[
                 'value': _shown(value, as_number),
                 'status': status_of(check.get('status')) if check else '',
                 'threshold': str(check.get('threshold') or ''),
-                'reason': str(check.get('reason') or ''),
+                'reason': spelled_out(str(check.get('reason') or '')),
             }
         )
     return lines
+
+
+def spelled_out(reason: str) -> str:
+    """Let a reason begin with the measure's label instead of its column name.
+
+    Examples
+    --------
+    >>> spelled_out('snr_total is 2 (expected above 4): noisy scan')
+    'SNR total is 2 (expected above 4): noisy scan'
+    """
+    name, separator, rest = reason.partition(' is ')
+    if not separator or ' ' in name or '_' not in name and name not in _MEASURES:
+        return reason
+    return f'{describe(name).label}{separator}{rest}'
+
+
+def verdict_of(verdict: Mapping[str, Any], metrics: Mapping[str, str]) -> dict[str, Any]:
+    """Complete a verdict from the table's own columns ``qc_status`` and ``qc_reasons``."""
+    status = verdict.get('status') or metrics.get('qc_status')
+    reasons = verdict.get('reasons')
+    if reasons is None:
+        text = metrics.get('qc_reasons') or ''
+        reasons = [] if text == 'n/a' else [part for part in text.split('; ') if part]
+    elif isinstance(reasons, str):
+        reasons = [reasons]
+    reasons = [spelled_out(str(reason)) for reason in reasons]
+    return {**verdict, 'status': status, 'reasons': reasons}
 
 
 def status_of(text: Any) -> str:

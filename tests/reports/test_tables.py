@@ -85,6 +85,26 @@ def test_traffic_light(session, verdict, css):
     assert quality.traffic_light(session, verdict, [])['css'] == css
 
 
+def test_verdict_comes_from_the_table_where_the_context_has_none():
+    metrics = {'qc_status': 'warn', 'qc_reasons': 'cjv is 2: noise; brain is cut'}
+    verdict = quality.verdict_of({}, metrics)
+    assert verdict['status'] == 'warn'
+    assert verdict['reasons'] == ['CJV is 2: noise', 'brain is cut']
+    assert quality.verdict_of({}, {'qc_reasons': 'n/a'})['reasons'] == []
+    assert quality.verdict_of({'status': 'ok', 'reasons': []}, metrics)['status'] == 'ok'
+
+
+def test_every_check_of_the_app_has_a_readable_label():
+    from bids_app.morphometry.checks import LIMITS, assess
+
+    verdict = assess({limit.name: 1e6 for limit in LIMITS})
+    for line in quality.checks({}, verdict):
+        assert '_' not in line['label']
+        assert line['meaning']
+        assert line['threshold']
+        assert line['status'] in ('ok', 'warn', 'fail')
+
+
 def test_traffic_light_falls_back_to_the_worst_line():
     lines = [{'status': 'ok'}, {'status': 'warn'}, {'status': ''}]
     assert quality.traffic_light('completed', {}, lines)['css'] == 'warn'
