@@ -232,6 +232,11 @@ def _checked(values: dict[str, Any]) -> RunConfig:
             f'the work folder {values["work_dir"]} lies inside the data set; '
             f'choose another, for instance -w {bids_dir.parent / "work"}'
         )
+    if 'bids_database_dir' in values and _inside(values['bids_database_dir'], bids_dir):
+        raise UsageError(
+            f'the database folder {values["bids_database_dir"]} lies inside the data set, which '
+            f'is only read; choose another, for instance {bids_dir.parent / "bids-database"}'
+        )
     if 'use_plugin' in values and not values['use_plugin'].is_file():
         raise UsageError(f'there is no plugin file {values["use_plugin"]}')
     values['modules'] = _check_modules(values.get('modules', MODULES))

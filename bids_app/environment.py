@@ -27,6 +27,8 @@ def prepare_environment() -> None:
     if not _is_writable(home):
         stand_in = Path(tempfile.gettempdir()) / f'anatnet-home-{_uid()}'
         stand_in.mkdir(mode=0o700, exist_ok=True)
+        if not _is_writable(stand_in):  # somebody else's
+            stand_in = Path(tempfile.mkdtemp(prefix='anatnet-home-'))
         os.environ['HOME'] = str(stand_in)
         for name in ('XDG_CACHE_HOME', 'XDG_CONFIG_HOME'):
             os.environ.pop(name, None)
@@ -65,6 +67,8 @@ def default_nprocs() -> int:
 
 def _is_writable(folder: Path) -> bool:
     """Whether a folder exists (or could be made where its parent exists) and takes files."""
+    if not folder.is_absolute():  # "~" of a user without a home
+        return False
     if not folder.exists():
         return folder.parent.exists() and os.access(folder.parent, os.W_OK | os.X_OK)
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)

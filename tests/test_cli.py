@@ -209,6 +209,11 @@ def test_work_folder_inside_the_input(raw):
         parse(raw, '-w', str(raw / 'work'))
 
 
+def test_database_inside_the_input(raw):
+    with pytest.raises(UsageError, match='only read'):
+        parse(raw, '--bids-database-dir', str(raw / 'db'))
+
+
 # Configuration file
 
 

@@ -38,6 +38,14 @@ def test_a_home_that_cannot_be_written_is_replaced(monkeypatch, tmp_path, home):
     assert 'XDG_CACHE_HOME' not in os.environ
 
 
+def test_a_user_without_a_home(monkeypatch, tmp_path):
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr(environment.os.path, 'expanduser', lambda path: path)
+    monkeypatch.setattr(environment.tempfile, 'gettempdir', lambda: str(tmp_path))
+    environment.prepare_environment()
+    assert Path(os.environ['HOME']).is_relative_to(tmp_path)
+
+
 def test_a_good_home_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
     environment.prepare_environment()

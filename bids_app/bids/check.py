@@ -145,8 +145,8 @@ def run_validator(bids_dir: Path, participants: Sequence[str]) -> None:
         raise InvalidBIDSError(f'wrong file names: {shown}{more}; rename them, {_HINT}')
     if errors:
         codes = ', '.join(sorted({issue['code'] for issue in errors}))
-        LOGGER.info('The BIDS validator found %d errors that do not matter here (%s)',
-                    len(errors), codes)  # fmt: skip
+        LOGGER.info('The BIDS validator found %d error%s that do not matter here (%s)',
+                    len(errors), 's'[: len(errors) > 1], codes)  # fmt: skip
 
 
 def _validate(
