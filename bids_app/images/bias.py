@@ -24,6 +24,8 @@ from .resample import resample_separable
 CONVERGENCE = 1e-3
 # Fewer samples than this do not define a field.
 MIN_SAMPLES = 200
+# More samples do not change the field, only the time: large masks are sampled more thinly.
+MAX_SAMPLES = 25_000
 # Bounds of the field relative to its mean in the mask: coils do not go beyond, divisions may.
 FIELD_RANGE = (0.1, 10.0)
 
@@ -52,7 +54,7 @@ def n4_bias_field(
     mask : ndarray, shape (x, y, z)
         Brain, nonzero inside.
     shrink : float
-        Distance of the samples in mm.
+        Distance of the samples in mm; more where that would give over 25,000 of them.
     iterations : tuple of int
         Largest number of iterations per resolution; each one halves the spacing of the spline.
     threads : int
@@ -75,6 +77,8 @@ def n4_bias_field(
     if data.shape != mask.shape:
         raise ValueError(f'image {data.shape} and mask {mask.shape} differ in shape')
     inside = mask & (data > 0)
+    volume = float(inside.sum()) * float(np.prod(voxel_sizes(affine)))
+    shrink = max(shrink, (volume / MAX_SAMPLES) ** (1 / 3))
     # The box leaves N4 a spline over the brain alone, not over an empty field of view.
     margin = tuple(int(np.ceil(2 * shrink / size)) for size in voxel_sizes(affine))
     box = bounding_box(inside, margin)

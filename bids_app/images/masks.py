@@ -62,6 +62,26 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return kept
 
 
+def remove_small(mask: np.ndarray, voxels: float) -> np.ndarray:
+    """Remove face-connected parts of fewer than a number of voxels.
+
+    Parameters
+    ----------
+    mask : ndarray, shape (x, y, z)
+        Nonzero is inside.
+    voxels : float
+        Smallest size that stays.
+
+    Returns
+    -------
+    ndarray of bool, shape (x, y, z)
+    """
+    labels, _ = ndimage.label(np.asarray(mask) != 0)
+    stays = np.bincount(labels.ravel()) >= voxels
+    stays[0] = False
+    return stays[labels]
+
+
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Fill cavities that no face-connected path joins to the outside.
 

@@ -15,6 +15,7 @@ from bids_app.images.masks import (
     fill_holes,
     largest_component,
     otsu_threshold,
+    remove_small,
 )
 
 
@@ -39,6 +40,15 @@ def test_largest_component(speckle):
     expected = labels == np.bincount(labels.ravel())[1:].argmax() + 1
     np.testing.assert_array_equal(largest_component(speckle), expected)
     assert not largest_component(speckle & False).any()
+
+
+def test_remove_small(speckle):
+    labels, count = ndimage.label(speckle)
+    sizes = np.bincount(labels.ravel())
+    kept = remove_small(speckle, 20)
+    assert kept.sum() == sizes[1:][sizes[1:] >= 20].sum()
+    assert 0 < kept.sum() < speckle.sum()
+    assert not remove_small(speckle & False, 1).any()
 
 
 def test_fill_holes(speckle):

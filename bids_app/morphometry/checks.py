@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thresholds for quality measures, and the verdict ok, warn or fail with its reasons.
+
+The limits are wide on purpose: a warning should be worth a look, a failure should be sure. They
+hold for T1w scans of children from about five years, adults and the elderly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INF = math.inf
+ORDER = ('ok', 'warn', 'fail')
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Range in which a measure is good, and the wider one in which it is bearable.
+
+    Attributes
+    ----------
+    name : str
+        Measure of :func:`bids_app.morphometry.qc.qc_measures`.
+    ok : tuple of float
+        Lowest and highest value without a comment.
+    bearable : tuple of float
+        Lowest and highest value that is a warning and no failure.
+    low, high : str
+        What a value below or above the range probably means.
+    unit : str
+    """
+
+    name: str
+    ok: tuple[float, float]
+    bearable: tuple[float, float]
+    low: str = ''
+    high: str = ''
+    unit: str = ''
+
+    def status(self, value: float) -> str:
+        """Return ``ok``, ``warn`` or ``fail``."""
+        if self.ok[0] <= value <= self.ok[1]:
+            return 'ok'
+        return 'warn' if self.bearable[0] <= value <= self.bearable[1] else 'fail'
+
+    def threshold(self, status: str = 'ok') -> str:
+        """Return the range that separates a status from the next better one, as text."""
+        low, high = self.bearable if status == 'fail' else self.ok
+        unit = f' {self.unit}' if self.unit else ''
+        if low == -INF:
+            return f'<= {high:g}{unit}'
+        if high == INF:
+            return f'>= {low:g}{unit}'
+        return f'{low:g} to {high:g}{unit}'
+
+
+LIMITS = (
+    Limit(
+        'brain_volume_ml', (800, 1750), (500, 2200), 'part of the brain is missing, or a very '
+        'small one', 'more than the brain was taken', 'ml',
+    ),
+    Limit(
+        'tiv_ml', (950, 2100), (600, 2700), 'part of the brain is missing, or a very small head',
+        'more than the intracranial space was taken', 'ml',
+    ),
+    Limit(
+        'gm_wm_ratio', (0.8, 2.6), (0.4, 5.0), 'grey matter was taken for white matter',
+        'white matter was taken for grey matter',
+    ),
+    Limit(
+        'icvs_csf', (-INF, 0.45), (-INF, 0.65), high='wide CSF spaces, or CSF taken for brain',
+    ),
+    Limit(
+        'border_contact', (-INF, 0.05), (-INF, 0.5), high='the field of view cuts off brain',
+    ),
+    Limit(
+        'hemisphere_asymmetry', (-8, 8), (-30, 30), 'the left hemisphere is much smaller: look '
+        'for a lesion or a failure', 'the right hemisphere is much smaller: look for a lesion or '
+        'a failure', '%',
+    ),
+    Limit(
+        'missing_structures', (-INF, 0), (-INF, 4), high='structures were not found',
+    ),
+    Limit(
+        'mean_entropy', (-INF, 0.25), (-INF, 0.5), high='the segmentation is unsure',
+    ),
+    Limit(
+        'confidence', (0.8, INF), (0.6, INF), low='the brain was hard to recognise',
+    ),
+    Limit(
+        'wm_gm_ratio', (1.04, INF), (-INF, INF), low='white matter is not brighter than grey '
+        'matter: not a T1w scan, or hardly any contrast',
+    ),
+    Limit(
+        'cjv', (-INF, 0.9), (-INF, 2.5), high='grey and white matter overlap: noise, movement or '
+        'bias',
+    ),
+    Limit('cnr', (1.0, INF), (0.2, INF), low='little contrast of grey and white matter'),
+    Limit('snr_total', (4, INF), (1.0, INF), low='noisy scan'),
+    Limit(
+        'overlap_mean', (0.45, INF), (0.2, INF), low='the tissue maps do not fit the intensities',
+    ),
+    Limit('efc', (-INF, 0.85), (-INF, INF), high='blur or ghosts, as from movement'),
+    Limit('fber', (10, INF), (-INF, INF), low='much signal in the air: ghosts, noise or wrap'),
+    Limit(
+        'wm2max', (0.3, 1.0), (-INF, INF), 'few voxels are far brighter than the brain',
+        'white matter is among the brightest of the image: clipped, or not a T1w scan',
+    ),
+)  # fmt: skip
+"""The threshold table."""
+
+
+def assess(measures: Mapping[str, float], notes: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+    """Judge quality measures.
+
+    Parameters
+    ----------
+    measures : mapping of str to float
+        As from :func:`bids_app.morphometry.qc.qc_measures`; what is missing or NaN is not judged.
+    notes : iterable of (str, str)
+        Further findings as status (``warn`` or ``fail``) and reason, such as an orientation that
+        does not fit the header.
+
+    Returns
+    -------
+    dict
+        ``status`` (the worst of all: ``ok``, ``warn``, ``fail``), ``reasons`` (list of str, the
+        worst first) and ``checks`` (list of dict with ``name``, ``value``, ``status``,
+        ``threshold`` and ``reason``).
+    """
+    checks: list[dict[str, Any]] = []
+    found = [(status, reason) for status, reason in notes]
+    for limit in LIMITS:
+        value = measures.get(limit.name, math.nan)
+        if not math.isfinite(value):
+            continue
+        status = limit.status(value)
+        threshold = limit.threshold(status)
+        reason = ''
+        if status != 'ok':
+            meaning = limit.low if value < limit.ok[0] else limit.high
+            reason = f'{limit.name} is {value:.3g} (expected {threshold}): {meaning}'
+            found.append((status, reason))
+        checks.append(
+            {
+                'name': limit.name,
+                'value': float(value),
+                'status': status,
+                'threshold': threshold,
+                'reason': reason,
+            }
+        )
+    found.sort(key=lambda item: -ORDER.index(item[0]))
+    return {
+        'status': found[0][0] if found else 'ok',
+        'reasons': [reason for _, reason in found],
+        'checks': checks,
+    }
+
+
+_TISSUE_NAMES = {'gm': 'grey matter', 'wm': 'white matter', 'csf': 'CSF'}
+_COLUMNS = {
+    'snr': 'Signal-to-noise ratio within {}: median over standard deviation',
+    'snrd': 'Signal-to-noise ratio of {} with the noise of the air (Dietrich 2007)',
+    'overlap': 'Overlap (fuzzy Jaccard index) of the map of {} with what intensities alone say',
+    'icvs': 'Share of {} in the total intracranial volume',
+}
+_SINGLE = {
+    'snr_total': 'Mean of the signal-to-noise ratios of the tissues',
+    'snrd_total': 'Mean of the signal-to-noise ratios (Dietrich) of the tissues',
+    'cnr': 'Contrast-to-noise ratio of white and grey matter (Magnotta 2006)',
+    'cjv': 'Coefficient of joint variation of white and grey matter (Ganzetti 2016); low is good',
+    'efc': 'Entropy focus criterion (Atkinson 1997); low is good',
+    'fber': 'Foreground-background energy ratio (Shehzad 2015); high is good',
+    'wm2max': 'Median of white matter over the 99.95th percentile of the image',
+    'wm_gm_ratio': 'Median of white matter over median of grey matter',
+    'overlap_mean': 'Mean of the overlaps of the tissues',
+    'tiv_ml': 'Total intracranial volume: GM + WM + CSF',
+    'brain_volume_ml': 'GM + WM',
+    'gm_wm_ratio': 'Volume of grey matter over volume of white matter',
+    'border_contact': 'Area of brain at the border of the field of view over its largest '
+    'cross-section',
+    'hemisphere_asymmetry': '200 (left - right) / (left + right) of cerebral WM and cortex',
+    'missing_structures': 'Number of the 25 structures with less than 50 mm^3',
+    'mean_entropy': 'Mean uncertainty (normalised entropy) inside the brain, 0 to 1',
+    'confidence': 'Mean probability of the network for the brain that it found, 0 to 1',
+    'qc_status': 'Worst of all checks: ok, warn or fail',
+    'qc_reasons': 'What the checks found, separated by semicolons',
+}
+_UNITS = {'tiv_ml': 'mL', 'brain_volume_ml': 'mL', 'hemisphere_asymmetry': '%'}
+
+
+def qc_columns(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return what columns of the quality table mean, for its JSON sidecar.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Measures, ``qc_status`` and ``qc_reasons``.
+    """
+    columns = {}
+    for name in names:
+        text = _SINGLE.get(name)
+        if text is None:
+            stem, _, tissue = name.rpartition('_')
+            text = _COLUMNS[stem].format(_TISSUE_NAMES[tissue])
+        columns[name] = {'Description': text}
+        if name in _UNITS:
+            columns[name]['Units'] = _UNITS[name]
+    return columns
+
+
+def qc_table(measures: Mapping[str, float], verdict: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the quality table: one row, one column per measure, then verdict and reasons.
+
+    Parameters
+    ----------
+    measures : mapping of str to float
+    verdict : mapping
+        As from :func:`assess`.
+    """
+    import pandas as pd
+
+    row: dict[str, Any] = dict(measures)
+    row['qc_status'] = verdict['status']
+    row['qc_reasons'] = '; '.join(verdict['reasons'])
+    return pd.DataFrame([row])
