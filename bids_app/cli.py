@@ -188,6 +188,10 @@ def _read_config_file(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f'cannot read the configuration {file}: {error.strerror}') from None
     values = read_toml(text, str(file))
+    if 'bids_filters' in values:
+        from bids_app.bids.filters import check_filters
+
+        values['bids_filters'] = check_filters(values['bids_filters'], str(file))
     return {name: value for name, value in values.items() if name not in _NOT_FROM_FILE}
 
 
@@ -201,7 +205,7 @@ def _converted(given: dict[str, Any]) -> dict[str, Any]:
         if name in values:
             values[name] = tuple(values[name])
     if file := values.pop('bids_filter_file', None):
-        from bids_app.bids.inputs import read_filters
+        from bids_app.bids.filters import read_filters
 
         values['bids_filters'] = read_filters(file)
     return values

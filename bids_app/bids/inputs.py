@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections import defaultdict
@@ -14,38 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_app.bids import choice, gradients
+from bids_app.bids.filters import QUERIES, match_filters
 from bids_app.bids.layout import (
     DATATYPES,
     GRADIENTS,
     IMAGES,
-    entity_names,
     open_layout,
     session_labels,
     subject_labels,
 )
-from bids_app.errors import NoInputError, UsageError
+from bids_app.errors import NoInputError
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout
 
     from bids_app.config import RunConfig
-
-QUERIES: dict[str, dict[str, Any]] = {
-    't1w': {'datatype': 'anat', 'suffix': ['T1w', 'UNIT1']},
-    't2w': {'datatype': 'anat', 'suffix': ['T2w']},
-    'flair': {'datatype': 'anat', 'suffix': ['FLAIR']},
-    'dwi': {'datatype': 'dwi', 'suffix': ['dwi']},
-}
-"""What is looked for, before the user's filters."""
-
-# Other pipelines' filter files name these too; they say nothing about our input.
-_FOREIGN_FILTERS = {'fmap', 'bold', 'sbref', 'roi', 'asl', 'pet', 'm0scan'}
-
-_SHORT_NAMES = {
-    'sub': 'subject', 'ses': 'session', 'acq': 'acquisition', 'ce': 'ceagent',
-    'trc': 'tracer', 'rec': 'reconstruction', 'dir': 'direction', 'mod': 'modality',
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Scan:
@@ -146,7 +128,7 @@ def collect_sessions(config: RunConfig) -> list[SessionRecord]:
     asked = None if config.participant_label is None else subjects
     layout = open_layout(bids_dir, asked, config.bids_database_dir)
     images = _catalogue(layout, bids_dir, set(subjects))
-    matches = _match_filters(layout, config.bids_filters)
+    matches = match_filters(layout, config.bids_filters)
     tables = [Path(f.path) for f in layout.get(extension=list(GRADIENTS))]
     finder = gradients.GradientFinder(bids_dir, tables)
 
@@ -196,53 +178,6 @@ def find_participants(bids_dir: Path, asked: tuple[str, ...] | None) -> list[str
     return sorted(set(asked))
 
 
-def read_filters(path: Path) -> dict[str, dict[str, Any]]:
-    """Read a ``--bids-filter-file``: ``{"t1w": {"acquisition": "mprage"}, ...}``.
-
-    Keys may be ``t1w``, ``t2w``, ``flair`` and ``dwi``; entities may have pybids' long names or
-    the short ones of file names. ``null`` asks for images without the entity, ``"*"`` for images
-    with any value of it.
-
-    Raises
-    ------
-    UsageError
-        If the file cannot be read, is not such JSON, or names an unknown entity.
-    """
-    try:
-        content = json.loads(Path(path).read_text('utf-8'))
-    except OSError as error:
-        raise UsageError(f'cannot read the filter file {path}: {error.strerror}') from None
-    except ValueError as error:
-        raise UsageError(f'the filter file {path} is not valid JSON: {error}') from None
-    return check_filters(content, str(path))
-
-
-def check_filters(content: Any, source: str) -> dict[str, dict[str, Any]]:
-    """Check the content of a filter file and give its entities pybids' names."""
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        raise UsageError(
-            f'the filter file {source} must look like {{"t1w": {{"acquisition": "mprage"}}}}'
-        )
-    filters = {}
-    for modality, query in content.items():
-        if modality in _FOREIGN_FILTERS:
-            continue
-        if modality not in QUERIES:
-            raise UsageError(
-                f'the filter file {source} has the key "{modality}"; '
-                f'use one of {", ".join(QUERIES)}'
-            )
-        named = {_SHORT_NAMES.get(entity, entity): value for entity, value in query.items()}
-        unknown = set(named) - set(entity_names())
-        if unknown:
-            raise UsageError(
-                f'the filter file {source} filters {modality} by {", ".join(sorted(unknown))}; '
-                f'entities are {", ".join(entity_names())}'
-            )
-        filters[modality] = named
-    return filters
-
-
 def _guess(label: str, there: list[str]) -> list[str]:
     """Find a label that differs by padding zeros or a letter."""
     padded = [t for t in there if t.lstrip('0') == label.lstrip('0')]
@@ -262,28 +197,6 @@ def _catalogue(layout: BIDSLayout, bids_dir: Path, subjects: set[str]) -> list[_
         entities = {name: str(value) for name, value in file.entities.items()}
         images.append(_Image(bids_dir.joinpath(*parts), subject, session, entities))
     return sorted(images, key=lambda image: image.path)
-
-
-def _match_filters(layout: BIDSLayout, filters: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Ask pybids which images pass the user's filter of each modality (by path below the root)."""
-    from bids.layout import Query
-
-    root = os.path.join(str(layout.root), '')
-    special = {None: Query.NONE, '*': Query.ANY}
-
-    def value(item: Any) -> Any:
-        if isinstance(item, list):
-            return [value(i) for i in item]
-        return special.get(item, item)
-
-    matches = {}
-    for modality, default in QUERIES.items():
-        if modality not in filters:
-            continue
-        asked = {entity: value(item) for entity, item in filters[modality].items()}
-        query = {**default, 'extension': list(IMAGES), **asked}
-        matches[modality] = {str(f.path).removeprefix(root) for f in layout.get(**query)}
-    return matches
 
 
 def _sessions_of(

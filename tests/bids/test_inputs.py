@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bids_app.bids.inputs import check_filters, collect_sessions, read_filters
+from bids_app.bids.filters import check_filters, read_filters
+from bids_app.bids.inputs import collect_sessions
 from bids_app.config import RunConfig
 from bids_app.errors import NoInputError, UsageError
 
