@@ -27,6 +27,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--steps', type=int, help="steps per stage, instead of the recipe's")
     parser.add_argument('--minutes', type=float, help='stop each stage after so many minutes')
     parser.add_argument('--threads', type=int, help='CPU threads')
+    parser.add_argument(
+        '--workers', type=int, default=0, help='processes that draw samples ahead (default: 0)'
+    )
     parser.add_argument('--device', default='cpu', help='torch device (default: cpu)')
     parser.add_argument(
         '--init', type=Path, help='start from these weights (a weights.safetensors file)'
@@ -89,6 +92,7 @@ def _train(options: argparse.Namespace) -> None:
                 device=options.device,
                 initial=initial.get(name),
                 coarse=coarse,
+                workers=options.workers,
             )
             trainer.run(options.steps, options.minutes)
     if all((out / name / 'best.pt').exists() for name in recipe.stages):

@@ -9,11 +9,12 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bids_app.networks import build_network
 from bids_app.training.label_maps import LabelMaps
@@ -59,6 +60,22 @@ def learning_rate_factor(step: int, steps: int, warmup: int, decay: float) -> fl
     return 1.0 if step < start else max(0.0, (steps - step) / max(1.0, steps - start))
 
 
+class _Endless(IterableDataset):
+    """The samples of a sampler, a sequence of its own for every worker process."""
+
+    def __init__(self, make: Callable[[int], Sampler], seed: int) -> None:
+        self.make = make
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        if worker is not None:
+            torch.set_num_threads(1)
+        sampler = self.make(self.seed + 7919 * (worker.id + 1 if worker else 0))
+        while True:
+            yield sampler.draw()
+
+
 def _batch(samples: list[Sample], device: torch.device) -> tuple[torch.Tensor | None, ...]:
     image = torch.stack([sample.image for sample in samples]).to(device)
     target = torch.stack([sample.target for sample in samples]).to(device)
@@ -91,6 +108,8 @@ class Trainer:
         Weights to start from (fine-tuning).
     coarse : CoarseStage, optional
         The trained coarse stage, for fine stages.
+    workers : int
+        Processes that draw samples ahead of the optimiser; 0 draws them in between.
     """
 
     def __init__(
@@ -105,6 +124,7 @@ class Trainer:
         validator: Validator | None = None,
         initial: dict[str, torch.Tensor] | None = None,
         coarse: CoarseStage | None = None,
+        workers: int = 0,
     ) -> None:
         self.stage = stage
         self.coarse = coarse
@@ -123,7 +143,17 @@ class Trainer:
         self.best = -math.inf
         self._resume()
         # A resumed run must not see the samples of the first steps again.
-        self.sampler = make_sampler(stage, maps, seed + 1_000_003 * (self.step + 1), coarse)
+        self.samples = iter(
+            DataLoader(
+                _Endless(
+                    lambda number: make_sampler(stage, maps, number, coarse),
+                    seed + 1_000_003 * (self.step + 1),
+                ),
+                batch_size=None,
+                num_workers=workers,
+                multiprocessing_context='fork' if workers else None,
+            )
+        )
         self.validator = validator or self._synthetic_validator(validation_maps)
 
     def _resume(self) -> None:
@@ -203,7 +233,7 @@ class Trainer:
         return self.folder / 'best.pt'
 
     def _train_step(self) -> dict[str, float]:
-        samples = [self.sampler.draw() for _ in range(self.stage.batch)]
+        samples = [next(self.samples) for _ in range(self.stage.batch)]
         image, context, target, side = _batch(samples, self.device)
         self.network.train()
         with torch.autocast(self.device.type, torch.bfloat16):
