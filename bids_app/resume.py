@@ -19,6 +19,9 @@ from typing import Any
 from bids_app.config import RunConfig
 
 STATE_SCHEMA = 1
+ANY_SIZE = -1
+"""Recorded size of an output that may be written again, such as a report."""
+
 RELEVANT_OPTIONS = ('model', 'precision', 'random_seed', 'sloppy')
 """Options that change what is written; devices, threads and memory do not count, nor do the
 options that choose scans: those act through the inputs. Modules are compared apart, because a
@@ -202,7 +205,7 @@ def _lost_output(state: SessionState, output_dir: Path) -> str | None:
         path = output_dir / name
         if not path.is_file():
             return f'output missing: {name}'
-        if path.stat().st_size != size:
+        if size not in (ANY_SIZE, path.stat().st_size):
             return f'output changed: {name}'
     return None
 

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec
 
-from bids_app.interfaces.anat import read_info, write_info
+from bids_app.interfaces.anat import Stopwatch, read_info, write_info
 
 
 class _MeasureInputSpec(BaseInterfaceInputSpec):
@@ -42,7 +41,7 @@ class MeasureBrain(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         from bids_app.interfaces.measuring import measure
 
-        started = time.monotonic()
+        watch = Stopwatch()
         given = self.inputs.get_traitsfree()
         found = {name: read_info(given.pop(name)) for name in ('mask_info', 'segment_info')}
         folder = Path(runtime.cwd)
@@ -54,5 +53,5 @@ class MeasureBrain(SimpleInterface):
         )
         for key in ('tissue_morph', 'wholebrain_morph', 'qc_stats'):
             self._results[key] = str(folder / f'{key}.tsv')
-        self._results['info'] = write_info(folder, started, info)
+        self._results['info'] = write_info(folder, watch, info)
         return runtime

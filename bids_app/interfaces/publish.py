@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_app.interfaces.anat import read_info, write_info
+from bids_app.interfaces.anat import Stopwatch, read_info, write_info
 
 PUBLISHED = (
     't1w_preproc', 'brain_mask', 'dseg', 'probseg_gm', 'probseg_wm', 'probseg_csf',
@@ -64,7 +63,7 @@ class PublishSession(SimpleInterface):
         from bids_app.bids.outputs import Outputs
         from bids_app.interfaces.publishing import publish
 
-        started = time.monotonic()
+        watch = Stopwatch()
         given = self.inputs.get_traitsfree()
         steps = {
             step: read_info(given[f'{step}_info']) for step in STEPS if f'{step}_info' in given
@@ -82,6 +81,6 @@ class PublishSession(SimpleInterface):
             threads=self.inputs.threads,
         )
         self._results['info'] = write_info(
-            runtime.cwd, started, {'steps': steps, 'outputs': written}
+            runtime.cwd, watch, {'steps': steps, 'outputs': written}
         )
         return runtime

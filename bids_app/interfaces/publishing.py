@@ -107,6 +107,10 @@ def describe(
     extra: dict[str, Any] = {'Sources': [_source(key, files, outputs, in_file, bids_dir)]}
     if key == 't1w_preproc':
         extra['SkullStripped'] = bool(steps.get('bias', {}).get('skull_stripped', False))
+        if extra['SkullStripped']:
+            extra['Description'] = (
+                'Bias-corrected T1w image on the grid of the scan, which came skull-stripped'
+            )
     for step in FROM_NETWORK.get(key, ()):
         if step in steps:
             found = steps[step]

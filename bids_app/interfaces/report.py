@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_app.interfaces.anat import read_info, write_info
+from bids_app.interfaces.anat import Stopwatch, read_info, write_info
 
 
 class _ReportInputSpec(BaseInterfaceInputSpec):
@@ -42,7 +41,7 @@ class WriteReport(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         from bids_app.bids.outputs import Outputs
 
-        started = time.monotonic()
+        watch = Stopwatch()
         outputs = Outputs(
             Path(self.inputs.output_dir), self.inputs.subject, self.inputs.session or None
         )
@@ -51,7 +50,7 @@ class WriteReport(SimpleInterface):
         )
         problem = make_page(content, outputs)
         self._results['info'] = write_info(
-            runtime.cwd, started, {'content': content, 'problem': problem}
+            runtime.cwd, watch, {'content': content, 'problem': problem}
         )
         return runtime
 
@@ -90,8 +89,8 @@ def report_content(
     }  # fmt: skip
     files.update(context.get('files', {}))
     warnings = list(context.get('warnings', []))
-    if steps.get('mask', {}).get('orientation_suspect'):
-        warnings.append(str(steps['mask']['orientation_suspect']))
+    if suspect := steps.get('mask', {}).get('orientation_suspect'):
+        warnings.append(f'The orientation of the head does not fit the header: {suspect}')
     return {
         **context,
         'conform': steps.get('conform', {}),

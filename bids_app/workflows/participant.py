@@ -17,6 +17,7 @@ from bids_app.bids.inputs import SessionRecord
 from bids_app.config import RunConfig
 from bids_app.progress import Progress, scan_of
 from bids_app.resume import (
+    ANY_SIZE,
     SessionState,
     decide,
     input_records,
@@ -27,10 +28,10 @@ from bids_app.resume import (
 from bids_app.workflows import reporting
 from bids_app.workflows.execution import (
     Executor,
-    Terminated,
+    Interrupted,
+    Interruption,
     configure_nipype,
     limit_workers,
-    terminate_cleanly,
 )
 from bids_app.workflows.jobs import Job, ModelInUse, make_jobs, node_info
 
@@ -38,8 +39,6 @@ LOGGER = logging.getLogger('anatnet.workflow')
 
 BATCH_SESSIONS = 64
 """Sessions in one Nipype graph: enough to keep all processors busy, few enough to plan fast."""
-
-INTERRUPTED, TERMINATED = 130, 143
 
 
 def run_participant(config: RunConfig, records: Sequence[SessionRecord]) -> int:
@@ -74,23 +73,26 @@ def run_participant(config: RunConfig, records: Sequence[SessionRecord]) -> int:
     for job in jobs:
         if job.status == 'waiting':
             _plan(job, config, model)
-    code = None
     todo = [job for job in jobs if job.status == 'waiting']
+    interruption = Interruption()
     if todo:
         try:
-            with terminate_cleanly():
-                _compute(config, todo, model)
-        except KeyboardInterrupt:
-            code = INTERRUPTED
-        except Terminated:
-            code = TERMINATED
-    if code is not None:
-        LOGGER.error('Interrupted: the same command goes on where this run stopped')
-        for job in jobs:
-            if job.status == 'waiting':
-                job.end('stopped', 'interrupted')
-    summary = _summarise(config, jobs)
-    return summary if code is None else code
+            with interruption:
+                _compute(config, todo, model, interruption)
+        except Interrupted:
+            _interrupted(todo)
+    code = _summarise(config, jobs)
+    return code if interruption.number is None else 128 + interruption.number
+
+
+def _interrupted(jobs: Sequence[Job]) -> None:
+    """Note what an interruption has cut off; its traces in the log are no crashes."""
+    LOGGER.error('Interrupted: the same command goes on where this run stopped')
+    for job in jobs:
+        if job.status == 'waiting':
+            job.end('stopped', 'interrupted')
+            for crash_file in job.log_dir.glob('crash-*.txt'):
+                crash_file.unlink(missing_ok=True)
 
 
 def _clean_work_dir(work_dir: Path) -> None:
@@ -116,7 +118,9 @@ def _plan(job: Job, config: RunConfig, model: ModelInUse) -> None:
     job.reason = decision.reason
 
 
-def _compute(config: RunConfig, jobs: Sequence[Job], model: ModelInUse) -> None:
+def _compute(
+    config: RunConfig, jobs: Sequence[Job], model: ModelInUse, interruption: Interruption
+) -> None:
     """Compute sessions in batches."""
     from bids_app.inference.device import resolve_device
     from bids_app.workflows.anat import EXPECTED_SECONDS, anat_steps
@@ -133,6 +137,10 @@ def _compute(config: RunConfig, jobs: Sequence[Job], model: ModelInUse) -> None:
     def rank(node: Any) -> tuple[int, int]:
         step = steps.index(node.name) if node.name in steps else -1
         return order.get(scan_of(node), -1), -step
+
+    def status(node: Any, what: str) -> None:
+        interruption.check()
+        progress(node, what)
 
     def on_crash(node: Any, crash_file: Path) -> None:
         job = by_name.get(scan_of(node))
@@ -151,11 +159,13 @@ def _compute(config: RunConfig, jobs: Sequence[Job], model: ModelInUse) -> None:
     with (
         progress,
         Executor(
-            config, status=progress, on_crash=on_crash, rank=rank, environment=environment
+            config, status=status, on_crash=on_crash, rank=rank, environment=environment
         ) as executor,
     ):
-        for first in range(0, len(jobs), BATCH_SESSIONS):
-            batch = jobs[first : first + BATCH_SESSIONS]
+        # Nipype's serial plugin would do the first step of all scans before the second of any.
+        size = 1 if executor.name == 'Linear' else BATCH_SESSIONS
+        for first in range(0, len(jobs), size):
+            batch = jobs[first : first + size]
             with _locked(batch, config, model) as locked:
                 if locked:
                     _run_batch(config, locked, model, choice, executor)
@@ -240,7 +250,8 @@ def _finish(job: Job, config: RunConfig, model: ModelInUse) -> None:
         job.report_problem = reported['problem']
         LOGGER.error('%s: the report was not written: %s', job.label, job.report_problem)
     elif page.is_file():
-        outputs[page.relative_to(config.output_dir).as_posix()] = page.stat().st_size
+        # The page may be made again by --reports-only: that it is there is enough.
+        outputs[page.relative_to(config.output_dir).as_posix()] = ANY_SIZE
     if not published.get('outputs'):
         job.end('failed', 'the results of its last step were lost; run the same command again')
         return

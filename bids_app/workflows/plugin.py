@@ -29,9 +29,11 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 WORKER_DIED = 'WorkerDied'
 """Name of the error in the crash file of a node whose worker process was killed."""
 
-_INNOCENT_EXIT_CODES = (None, 0, -signal.SIGTERM, 128 + signal.SIGTERM)
+_TERMINATED = 128 + signal.SIGTERM
+_INNOCENT_EXIT_CODES = (None, 0, -signal.SIGTERM, _TERMINATED)
+_leaving = threading.Event()
 _JOIN_SECONDS = 10.0
-_PARENT_CHECK_SECONDS = 2.0
+_MAIN_CHECK_SECONDS = 2.0
 _UNWIND_SECONDS = 3.0
 
 
@@ -102,7 +104,7 @@ class SteadyMultiProcPlugin(MultiProcPlugin):
             max_workers=self.processors,
             mp_context=context,
             initializer=start_worker,
-            initargs=(self._cwd, self.plugin_args.get('environment', {})),
+            initargs=(self._cwd, self.plugin_args.get('environment', {}), os.getpid()),
         )
 
     def _known_workers(self, pool: ProcessPoolExecutor) -> list[Any]:
@@ -251,19 +253,20 @@ def run_task(node: Any, updatehash: bool, taskid: int, cwd: str) -> dict[str, An
         pid_file.write_text(str(os.getpid()))
     try:
         result['result'] = node.run(updatehash=updatehash)
-    except Exception:
+    except BaseException:
+        # Nipype and the executor swallow the exit that SIGTERM asks for and would wait for ever.
+        if _leaving.is_set():
+            os._exit(_TERMINATED)
         result['traceback'] = format_exception(*sys.exc_info())
         with contextlib.suppress(Exception):
             result['result'] = node.result
-    except SystemExit as stop:  # SIGTERM: the executor would swallow this and wait for ever
-        os._exit(stop.code if isinstance(stop.code, int) else 1)
     os.chdir(cwd)
     with contextlib.suppress(OSError):
         pid_file.unlink()
     return result
 
 
-def start_worker(cwd: str, environment: dict[str, str]) -> None:
+def start_worker(cwd: str, environment: dict[str, str], main_pid: int) -> None:
     """Prepare a fresh worker: quiet, deaf to Ctrl-C, and gone when the main process is gone."""
     os.chdir(cwd)
     os.environ.update(environment)
@@ -272,20 +275,30 @@ def start_worker(cwd: str, environment: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     quiet_nipype()
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_watch_main, args=(main_pid,), daemon=True).start()
 
 
 def _leave(number: int, frame: object) -> None:
-    last_word = threading.Timer(_UNWIND_SECONDS, os._exit, (128 + number,))
+    _leaving.set()
+    last_word = threading.Timer(_UNWIND_SECONDS, os._exit, (_TERMINATED,))
     last_word.daemon = True
     last_word.start()
-    raise SystemExit(128 + number)
+    raise SystemExit(_TERMINATED)
 
 
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_PARENT_CHECK_SECONDS)
-    os._exit(1)
+def _watch_main(pid: int) -> None:
+    """Leave when the main process is gone: it cannot be asked to end us if it was killed.
+
+    The parent of a worker is the fork server, which in turn lives as long as its workers do.
+    """
+    while True:
+        time.sleep(_MAIN_CHECK_SECONDS)
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            os._exit(1)
+        except OSError:
+            pass
 
 
 def quiet_nipype(handler: logging.Handler | None = None, level: int = logging.WARNING) -> None:

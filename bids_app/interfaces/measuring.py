@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of one session: volumes of tissues and structures, quality measures and their verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bids_app.interfaces.steps import load_array
+
+
+def measure(
+    files: Mapping[str, Path],
+    folder: Path,
+    *,
+    located: Mapping[str, Any],
+    segmented: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write ``tissue_morph.tsv``, ``wholebrain_morph.tsv`` and ``qc_stats.tsv``.
+
+    Parameters
+    ----------
+    files : mapping
+        Images on the grid of the scan by their key in the table of derivatives, and the scan as
+        it was acquired as ``raw_file``.
+    folder : Path
+        Where the tables go.
+    located, segmented : mapping
+        What ``locate_brain`` and ``segment_brain`` found: confidence and orientation; volumes.
+
+    Returns
+    -------
+    dict
+        ``qc`` (status, reasons, checks), ``columns`` (for every table the meaning of its columns,
+        as its sidecar wants it), ``tiv_mm3`` and ``entropy_mean``.
+    """
+    from bids_app.images.conform import load_scan
+    from bids_app.morphometry import qc, volumes
+
+    structure_rows = segmented['structures']
+    tissue_table = volumes.tissue_table(segmented['tissues'])
+    tiv = volumes.total_intracranial_volume(segmented['tissues'])
+    volumes.write_table(tissue_table, folder / 'tissue_morph.tsv')
+    structure_table = volumes.structure_table(structure_rows, tiv)
+    volumes.write_table(structure_table, folder / 'wholebrain_morph.tsv')
+
+    t1w, affine = load_array(files['t1w_preproc'])
+    measures = qc.qc_measures(
+        t1w,
+        {name: load_array(files[f'probseg_{name}'])[0] for name in ('gm', 'wm', 'csf')},
+        load_array(files['brain_mask'])[0] > 0.5,
+        affine,
+        raw=load_scan(files['raw_file']).data,
+        entropy=load_array(files['uncertainty'])[0],
+        structure_volumes={row['index']: row['volume_mm3'] for row in structure_rows},
+        confidence=located.get('confidence'),
+    )
+    notes = []
+    if located.get('orientation_suspect'):
+        notes.append(('warn', f'orientation: {located["orientation_suspect"]}'))
+    verdict = qc.assess(measures, notes)
+    qc_table = qc.qc_table(measures, verdict)
+    volumes.write_table(qc_table, folder / 'qc_stats.tsv')
+    return {
+        'qc': verdict,
+        'columns': {
+            'tissue_morph': _of(volumes.TISSUE_COLUMNS, tissue_table),
+            'wholebrain_morph': _of(volumes.STRUCTURE_COLUMNS, structure_table),
+            'qc_stats': qc.qc_columns(qc_table.columns),
+        },
+        'tiv_mm3': tiv,
+        'entropy_mean': measures.get('mean_entropy'),
+    }
+
+
+def _of(columns: Mapping[str, Any], table: Any) -> dict[str, Any]:
+    return {name: meaning for name, meaning in columns.items() if name in table.columns}
