@@ -119,7 +119,7 @@ def run(config: RunConfig) -> int:
         reasons = sorted({str(record.problem) for record in records})
         raise NoInputError(
             f'nothing to process in {config.bids_dir}: {"; ".join(reasons[:3])} '
-            f'({len(records)} sessions looked at; --dry-run lists them)'
+            f'(sessions looked at: {len(records)}; --dry-run lists them)'
         )
     _prepare_output(config)
     _announce(config, records)
