@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from bids_app.errors import ImageError
+from bids_app.images.conform import read_grid, save_native
 from bids_app.inference.cascade import TURNS, Coarse, Posterior, find_brain, segment
 from bids_app.inference.device import resolve_precision
 from bids_app.inference.models import load_card, load_networks
@@ -238,8 +239,8 @@ def segment_brain(
     )
     if axes:
         found = _turn_back(found, tuple(image.shape), axes)
-    native = nib.load(native_file)
-    result = to_native(found, affine, tuple(native.shape[:3]), native.affine)
+    native = read_grid(native_file)
+    result = to_native(found, affine, native.shape, native.affine)
     out_dir.mkdir(parents=True, exist_ok=True)
     maps = {
         'mask': result.mask,
@@ -251,7 +252,7 @@ def segment_brain(
         'entropy': result.entropy,
     }
     files = {
-        f'{name}_file': _write(data, native.affine, out_dir / f'{name}.nii')
+        f'{name}_file': str(save_native(data, native, out_dir / f'{name}.nii', data.dtype))
         for name, data in maps.items()
     }
     return {

@@ -95,7 +95,7 @@ def correct_bias(
 
     data, affine = load_array(in_file)
     mask = load_array(mask_file)[0] > 0.5
-    iterations = (10, 10) if sloppy else (50, 50, 50, 50)
+    iterations = (10, 10) if sloppy else (50, 50, 50)
     field = n4_bias_field(data, affine, mask, iterations=iterations, threads=threads)
     nib.Nifti1Image((data / field).astype(np.float32), affine).to_filename(out_file)
     stripped = is_skull_stripped(data, mask)
