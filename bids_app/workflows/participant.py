@@ -315,7 +315,7 @@ def _summarise(config: RunConfig, jobs: Sequence[Job]) -> int:
         'stopped': 'not finished', 'reported': 'reports rebuilt',
     }  # fmt: skip
     for job in jobs:
-        if job.status == 'skipped' and job.record.problem is None:
+        if job.status == 'skipped':
             LOGGER.warning('%s: skipped: %s', job.label, job.reason)
         elif job.status == 'failed-before':
             LOGGER.warning('%s: left alone, it failed before: %s', job.label, job.reason)

@@ -33,7 +33,6 @@ _TERMINATED = 128 + signal.SIGTERM
 _INNOCENT_EXIT_CODES = (None, 0, -signal.SIGTERM, _TERMINATED)
 _leaving = threading.Event()
 _JOIN_SECONDS = 10.0
-_MAIN_CHECK_SECONDS = 2.0
 _UNWIND_SECONDS = 3.0
 
 
@@ -104,7 +103,7 @@ class SteadyMultiProcPlugin(MultiProcPlugin):
             max_workers=self.processors,
             mp_context=context,
             initializer=start_worker,
-            initargs=(self._cwd, self.plugin_args.get('environment', {}), os.getpid()),
+            initargs=(self._cwd, self.plugin_args.get('environment', {})),
         )
 
     def _known_workers(self, pool: ProcessPoolExecutor) -> list[Any]:
@@ -266,7 +265,7 @@ def run_task(node: Any, updatehash: bool, taskid: int, cwd: str) -> dict[str, An
     return result
 
 
-def start_worker(cwd: str, environment: dict[str, str], main_pid: int) -> None:
+def start_worker(cwd: str, environment: dict[str, str]) -> None:
     """Prepare a fresh worker: quiet, deaf to Ctrl-C, and gone when the main process is gone."""
     os.chdir(cwd)
     os.environ.update(environment)
@@ -275,7 +274,7 @@ def start_worker(cwd: str, environment: dict[str, str], main_pid: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     quiet_nipype()
-    threading.Thread(target=_watch_main, args=(main_pid,), daemon=True).start()
+    threading.Thread(target=_watch_main, daemon=True).start()
 
 
 def _leave(number: int, frame: object) -> None:
@@ -286,19 +285,15 @@ def _leave(number: int, frame: object) -> None:
     raise SystemExit(_TERMINATED)
 
 
-def _watch_main(pid: int) -> None:
-    """Leave when the main process is gone: it cannot be asked to end us if it was killed.
+def _watch_main() -> None:
+    """Leave when the main process is gone: it cannot end us if it was killed.
 
-    The parent of a worker is the fork server, which in turn lives as long as its workers do.
+    The parent that the system knows is the fork server, which lives as long as its workers do.
     """
-    while True:
-        time.sleep(_MAIN_CHECK_SECONDS)
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            os._exit(1)
-        except OSError:
-            pass
+    main = multiprocessing.parent_process()
+    if main is not None:
+        main.join()
+        os._exit(1)
 
 
 def quiet_nipype(handler: logging.Handler | None = None, level: int = logging.WARNING) -> None:

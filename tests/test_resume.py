@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bids_app.config import RunConfig
+from bids_app.resume import (
+    ANY_SIZE,
+    SessionState,
+    decide,
+    file_record,
+    input_records,
+    read_state,
+    relevant_options,
+    session_lock,
+    unchanged,
+)
+
+MODELS = {'brain': 'abc'}
+
+
+@pytest.fixture
+def session(tmp_path):
+    """Return configuration, state of a finished session, and its input file."""
+    scan = tmp_path / 'raw' / 'sub-01_T1w.nii.gz'
+    scan.parent.mkdir()
+    scan.write_bytes(b'scan')
+    result = tmp_path / 'out' / 'mask.nii.gz'
+    result.parent.mkdir()
+    result.write_bytes(b'mask')
+    (tmp_path / 'out' / 'sub-01.html').write_bytes(b'page')
+    config = RunConfig(tmp_path / 'raw', tmp_path / 'out')
+    state = SessionState(
+        status='done',
+        version='1',
+        inputs=input_records([scan], config.bids_dir),
+        options=relevant_options(config),
+        modules=list(config.modules),
+        models=dict(MODELS),
+        outputs={'mask.nii.gz': 4, 'sub-01.html': ANY_SIZE},
+    )
+    return config, state, scan
+
+
+def verdict(config, state, scan, models=MODELS, version='1'):
+    found = decide(state, config=config, inputs=[scan], models=models, version=version)
+    return found.action, found.reason
+
+
+def test_unchanged_session_is_left_alone(session):
+    assert verdict(*session)[0] == 'done'
+
+
+def test_state_survives_its_file(session, tmp_path):
+    config, state, scan = session
+    (tmp_path / 'state.json').write_text(state.to_json())
+    assert read_state(tmp_path / 'state.json') == state
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"schema": 0}', '{"schema": 1}'])
+def test_damaged_state_counts_as_none(tmp_path, text):
+    (tmp_path / 'state.json').write_text(text)
+    assert read_state(tmp_path / 'state.json') is None
+
+
+def test_first_call_and_overwrite_run(session):
+    config, state, scan = session
+    assert verdict(config, None, scan) == ('run', 'not processed before')
+    assert verdict(config.replace(overwrite=True), state, scan) == ('run', '--overwrite')
+
+
+def test_changed_input_runs(session):
+    config, state, scan = session
+    scan.write_bytes(b'scam')
+    os.utime(scan, ns=(1, 1))
+    assert verdict(config, state, scan) == ('run', 'input changed: sub-01_T1w.nii.gz')
+
+
+def test_copied_input_with_a_new_time_is_the_same(session):
+    config, state, scan = session
+    os.utime(scan, ns=(1, 1))
+    assert verdict(config, state, scan)[0] == 'done'
+
+
+def test_moved_data_set_is_the_same(session, tmp_path):
+    config, state, scan = session
+    (tmp_path / 'raw').rename(tmp_path / 'moved')
+    moved = tmp_path / 'moved'
+    assert verdict(config.replace(bids_dir=moved), state, moved / scan.name)[0] == 'done'
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'precision': 'float32'}, 'option changed: precision was auto, is float32'),
+        ({'random_seed': 1}, 'option changed: random_seed was 0, is 1'),
+    ],
+)
+def test_changed_option_runs(session, change, reason):
+    config, state, scan = session
+    assert verdict(config.replace(**change), state, scan) == ('run', reason)
+
+
+@pytest.mark.parametrize('change', [{'nprocs': 7}, {'device': 'cpu'}, {'low_mem': True}])
+def test_option_without_effect_on_results_does_not_run(session, change):
+    config, state, scan = session
+    assert verdict(config.replace(**change), state, scan)[0] == 'done'
+
+
+def test_modules_may_be_fewer_but_not_more(session):
+    config, state, scan = session
+    assert verdict(config.replace(modules=('mask',)), state, scan)[0] == 'done'
+    state.modules = ['mask']
+    assert verdict(config, state, scan) == ('run', 'module added: tissue, wholebrain')
+
+
+def test_changed_model_or_version_runs(session):
+    config, state, scan = session
+    assert verdict(config, state, scan, models={'brain': 'def'}) == ('run', 'model changed')
+    assert verdict(config, state, scan, version='2') == ('run', 'made by AnatNet 1')
+
+
+def test_lost_or_damaged_output_runs(session):
+    config, state, scan = session
+    result = config.output_dir / 'mask.nii.gz'
+    result.write_bytes(b'cut')
+    assert verdict(config, state, scan) == ('run', 'output changed: mask.nii.gz')
+    result.unlink()
+    assert verdict(config, state, scan) == ('run', 'output missing: mask.nii.gz')
+
+
+def test_report_may_be_rewritten_but_not_lost(session):
+    config, state, scan = session
+    page = config.output_dir / 'sub-01.html'
+    page.write_bytes(b'another page')
+    assert verdict(config, state, scan)[0] == 'done'
+    page.unlink()
+    assert verdict(config, state, scan) == ('run', 'output missing: sub-01.html')
+
+
+def test_failed_session_runs_again_unless_it_is_to_be_skipped(session):
+    config, state, scan = session
+    state.status, state.error = 'failed', 'it is empty'
+    assert verdict(config, state, scan) == ('run', 'failed before')
+    skipping = config.replace(skip_failed=True)
+    assert verdict(skipping, state, scan) == ('failed-before', 'it is empty')
+    scan.write_bytes(b'repaired')
+    assert verdict(skipping, state, scan)[0] == 'run'
+
+
+def test_missing_file_is_recorded_and_never_unchanged(tmp_path):
+    record = file_record(tmp_path / 'nothing')
+    assert record['sha256'] is None
+    assert not unchanged(tmp_path / 'nothing', record)
+
+
+def test_lock_is_held_against_other_processes_and_released(tmp_path):
+    lock = tmp_path / 'work' / '.a.lock'
+    code = (
+        'import sys; from pathlib import Path; from bids_app.resume import session_lock\n'
+        'with session_lock(Path(sys.argv[1])) as free: print(free)'
+    )
+
+    def other():
+        done = subprocess.run(
+            [sys.executable, '-c', code, str(lock)], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    with session_lock(lock) as free:
+        assert free
+        assert other() == 'False'
+    assert other() == 'True'
