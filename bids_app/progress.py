@@ -117,7 +117,7 @@ class Progress:
             if over:
                 scan.ended = now
             message = self._step_message(scan, step, now)
-        LOGGER.log(VERBOSE if self._live else logging.INFO, '%s', message)
+        LOGGER.log(VERBOSE if self._live and not over else logging.INFO, '%s', message)
         if over and self._on_scan_end is not None:
             self._on_scan_end(scan_key)
 
