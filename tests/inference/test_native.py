@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bids_app.images.grids import canonical, conform_grid
-from bids_app.inference.cascade import Coarse, Posterior, _cut, brain_box, segment
+from bids_app.inference.cascade import Coarse, Posterior, _cut, brain_box, find_brain, segment
 from bids_app.inference.classes import CLASSES
 from bids_app.inference.native import to_native
 from bids_app.inference.predictor import Predictor
@@ -141,3 +141,32 @@ def test_brain_box_holds_the_brain_and_fits_the_network():
     for axis, (first, last) in enumerate(((30, 39), (5, 19), (10, 49))):
         assert corner[axis] <= first - 10
         assert corner[axis] + size[axis] > last + 10
+
+
+class UprightOnly(torch.nn.Module):
+    """Sure of a head that is brighter above and in front, unsure of any other."""
+
+    divisor = 4
+
+    def forward(self, image, context=None):
+        half = image.shape[-1] // 2
+        above = image[..., half:].mean() > image[..., :half].mean()
+        front = image[:, :, :, half:].mean() > image[:, :, :, :half].mean()
+        upright = bool(above and front)
+        out = torch.zeros(1, len(CLASSES) + 1, *image.shape[2:])
+        inside = image[:, 0] > 0.1
+        out[:, 0] = torch.where(inside, -8.0, 8.0)
+        out[:, 1] = torch.where(inside, 6.0 if upright else 2.5, -8.0)
+        return out
+
+
+@pytest.mark.parametrize('upside_down', [False, True])
+def test_a_head_upside_down_by_header_is_noticed(upside_down):
+    image = torch.zeros(96, 96, 96)
+    image[24:72, 24:72, 24:72] = torch.linspace(40, 100, 48)
+    image[24:72, 48:72, 24:72] += 20
+    if upside_down:
+        image = image.flip((0, 2))
+    coarse = find_brain(image, Predictor(UprightOnly()), 3, (32, 32, 32))
+    assert coarse.suspect == ('upside down' if upside_down else None)
+    assert coarse.volume == pytest.approx(48**3, rel=0.1)
