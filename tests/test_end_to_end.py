@@ -224,8 +224,10 @@ def test_other_scans_are_finished(bad_data, subject):
         assert np.isfinite(image.get_fdata()).all()
 
 
-def test_header_notes_reach_the_report(bad_data):
-    app, _, _ = bad_data
+def test_what_is_unusual_is_a_warning_and_in_the_report(bad_data):
+    app, _, text = bad_data
+    assert 'WARNING: sub-volumes: the file holds 2 volumes; the first was used' in text
+    assert 'WARNING: sub-good: quality check: fail: ' in text  # 32 mm is no human brain
     assert '2 volumes; the first was used' in (app.out / 'sub-volumes.html').read_text()
     assert 'NaN or infinite' in (app.out / 'sub-nan.html').read_text()
 

@@ -207,13 +207,22 @@ class Executor:
         if self._steady is not None:
             self._steady.close(kill=kind is not None)
 
-    def run(self, workflow: Any) -> None:
-        """Run a workflow to its end, or to the first crash if that is asked for."""
+    def run(self, workflow: Any) -> str | None:
+        """Run a workflow to its end, or to the first crash if that is asked for.
+
+        Returns
+        -------
+        str or None
+            What Nipype raised, in one line. That nodes failed is raised at the end, too; their
+            crash files say more.
+        """
         try:
             if self._steady is not None:
                 workflow.run(plugin=self._steady)
             else:
                 workflow.run(plugin=self.name, plugin_args=dict(self._arguments))
         except Exception as error:
-            # Nodes that failed are raised again at the end; their crash files say more.
-            LOGGER.debug('Nipype: %s', ' '.join(str(error).split())[:500])
+            text = ' '.join(f'{type(error).__name__}: {error}'.split())
+            LOGGER.debug('Nipype: %s', text)
+            return text[:300]
+        return None

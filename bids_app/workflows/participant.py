@@ -7,7 +7,7 @@ import contextlib
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ LOGGER = logging.getLogger('anatnet.workflow')
 
 BATCH_SESSIONS = 64
 """Sessions in one Nipype graph: enough to keep all processors busy, few enough to plan fast."""
+
+
+STOPPED = 'stopped at the first failure'
 
 
 def run_participant(config: RunConfig, records: Sequence[SessionRecord]) -> int:
@@ -176,7 +179,7 @@ def _compute(
                 break
     for job in jobs:
         if job.status == 'waiting':
-            job.end('stopped', 'not started: --stop-on-first-crash')
+            job.end('stopped', STOPPED)
 
 
 @contextlib.contextmanager
@@ -231,12 +234,19 @@ def _run_batch(
         for node in workflow._get_all_nodes():
             node.config = crash_settings
         outer.add_nodes([workflow])
-    executor.run(outer)
+    problem = executor.run(outer)
     for job in jobs:
         if job.status == 'waiting':
             job.find_crash_files()
-        if job.status == 'waiting':
-            job.end('stopped', 'not finished: the run stopped before')
+    crashed = any(job.status == 'failed' for job in jobs)
+    for job in jobs:
+        if job.status != 'waiting':
+            continue
+        if config.stop_on_first_crash and crashed:
+            job.end('stopped', STOPPED)
+        else:
+            job.end('failed', f'not finished by the plugin {executor.name} ({problem})')
+            LOGGER.error('%s: failed: %s', job.label, job.reason)
 
 
 def _finish(job: Job, config: RunConfig, model: ModelInUse) -> None:
@@ -257,8 +267,20 @@ def _finish(job: Job, config: RunConfig, model: ModelInUse) -> None:
         return
     _write_state(job, config, model, status='done', outputs=outputs, content=content)
     job.end('finished', '')
+    _warn(job, content)
     if not {'workdir', 'all'} & set(config.debug):
         shutil.rmtree(job.work_dir, ignore_errors=True)
+
+
+def _warn(job: Job, content: Mapping[str, Any]) -> None:
+    """Tell what is unusual about a scan and what the quality check says."""
+    for note in content.get('conform', {}).get('notes', []):
+        LOGGER.warning('%s: %s', job.label, note)
+    verdict = content.get('qc', {})
+    if verdict.get('status') in ('warn', 'fail'):
+        level = logging.WARNING if verdict['status'] == 'fail' else logging.INFO
+        reasons = '; '.join(verdict.get('reasons', [])[:3])
+        LOGGER.log(level, '%s: quality check: %s: %s', job.label, verdict['status'], reasons)
 
 
 def _fail(job: Job, config: RunConfig, model: ModelInUse, device_reason: str) -> None:
@@ -323,6 +345,8 @@ def _summarise(config: RunConfig, jobs: Sequence[Job]) -> int:
         if job.status == 'failed':
             place = f' [{job.crash_files[0]}]' if job.crash_files else ''
             LOGGER.error('%s: failed: %s%s', job.label, job.reason, place)
+    if any(job.reason == STOPPED for job in jobs):
+        LOGGER.error('Stopped at the first failure, as --stop-on-first-crash asks')
     LOGGER.info(
         'Sessions: %s',
         ', '.join(f'{counts[status]} {word}' for status, word in words.items() if counts[status]),
