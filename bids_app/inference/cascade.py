@@ -250,9 +250,7 @@ def segment(
     mask = _cut(brain, list(corner), size) > 0.5
     half = tuple(n // 2 for n in size)
     start = torch.tensor(corner, dtype=torch.float32) + 0.5
-    context = resample_linear(
-        coarse.posterior, coarse.origin, coarse.spacing, start, 2.0, half
-    )
+    context = resample_linear(coarse.posterior, coarse.origin, coarse.spacing, start, 2.0, half)
     given = normalise_brain(boxed, mask)[None]
     if flips:
         found = _flip_average(predictor, given, context)

@@ -44,7 +44,7 @@ def probe_cuda() -> tuple[list[str], str]:
         return [], 'torch could not be asked for GPUs'
     if answer['cuda'] is None:
         return [], 'this torch is a CPU build'
-    return answer['names'], 'no CUDA GPU is visible (driver, CUDA_VISIBLE_DEVICES, --gpus or --nv?)'
+    return answer['names'], 'no GPU is visible (driver, CUDA_VISIBLE_DEVICES, --gpus, --nv?)'
 
 
 def resolve_device(requested: str = 'auto') -> DeviceChoice:

@@ -159,7 +159,9 @@ def load_weights(path: Path) -> dict[str, dict[str, torch.Tensor]]:
     try:
         tensors = load_file(str(path))
     except (OSError, SafetensorError) as error:
-        raise ModelError(f'{path}: not a weights file ({error}): fetch or train it again') from None
+        raise ModelError(
+            f'{path}: not a weights file ({error}): fetch or train it again'
+        ) from None
     stages: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         stage, name = key.split('.', 1)

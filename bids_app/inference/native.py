@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bids_app.data import structures
-from bids_app.images.masks import fill_holes, largest_component
 from bids_app.images.grids import canonical_affine, from_canonical
+from bids_app.images.masks import fill_holes, largest_component
 from bids_app.images.resample import resample_separable
 from bids_app.inference.cascade import Posterior
 from bids_app.inference.classes import CLASSES, output_values, sided_classes
@@ -178,7 +178,9 @@ def to_native(
                 'index': number,
                 'name': name,
                 'volume_mm3': float(tissues[name].sum(dtype=np.float64) * voxel),
-                'mean_probability': float(tissues[name][own].mean()) if own.any() else float('nan'),
+                'mean_probability': float(tissues[name][own].mean())
+                if own.any()
+                else float('nan'),
             }
         )
 

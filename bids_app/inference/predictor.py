@@ -82,7 +82,9 @@ class Predictor:
                 if not _out_of_memory(error):
                     raise
                 logger.warning(
-                    'out of memory on %s with %s', device, f'tiles of {tile}' if tile else 'the whole volume'
+                    'out of memory on %s with %s',
+                    device,
+                    f'tiles of {tile}' if tile else 'the whole volume',
                 )
                 if device.startswith('cuda'):
                     torch.cuda.empty_cache()
@@ -100,8 +102,11 @@ class Predictor:
     ) -> torch.Tensor:
         network = self.network.to(device)
         shape = image.shape[1:]
-        with torch.inference_mode(), torch.autocast(
-            torch.device(device).type, torch.bfloat16, enabled=self.precision == 'bfloat16'
+        with (
+            torch.inference_mode(),
+            torch.autocast(
+                torch.device(device).type, torch.bfloat16, enabled=self.precision == 'bfloat16'
+            ),
         ):
             if tile is None or all(n <= tile for n in shape):
                 given = None if context is None else context[None].to(device)

@@ -37,5 +37,7 @@ def build_network(name: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         network = NETWORKS[name]
     except KeyError:
-        raise KeyError(f'unknown network {name!r}: known are {", ".join(sorted(NETWORKS))}') from None
+        raise KeyError(
+            f'unknown network {name!r}: known are {", ".join(sorted(NETWORKS))}'
+        ) from None
     return network(**arguments)

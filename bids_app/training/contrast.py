@@ -63,9 +63,7 @@ class Contrast:
     spread: torch.Tensor
 
 
-def draw_contrast(
-    values: list[int], kind: str, generator: torch.Generator
-) -> Contrast:
+def draw_contrast(values: list[int], kind: str, generator: torch.Generator) -> Contrast:
     """Draw the contrast of one image.
 
     Parameters

@@ -142,20 +142,20 @@ def compare(
     return result
 
 
-def predict(path: Path, model: Path, *, precision: str, bias: bool) -> tuple[np.ndarray, float]:
+def predict(
+    data: np.ndarray, data_affine: np.ndarray, model: Path, *, precision: str, bias: bool
+) -> tuple[np.ndarray, float]:
     """Segment one scan as the app does; return labels on its grid and seconds."""
     import torch
 
     from bids_app.images.grids import conform_grid
     from bids_app.images.resample import resample_separable
-    from bids_app.images.scans import load_scan
     from bids_app.inference.brain import load_predictors, locate
     from bids_app.inference.cascade import segment
     from bids_app.inference.native import to_native
 
-    scan = load_scan(path)
-    shape, affine = conform_grid(scan.data.shape, scan.affine)
-    conformed = resample_separable(scan.data, scan.affine, shape, affine)
+    shape, affine = conform_grid(data.shape, data_affine)
+    conformed = resample_separable(data, data_affine, shape, affine)
     predictors = load_predictors(model, precision=precision)
     started = time.monotonic()
     image = torch.from_numpy(np.ascontiguousarray(conformed, dtype=np.float32))
@@ -166,12 +166,16 @@ def predict(path: Path, model: Path, *, precision: str, bias: bool) -> tuple[np.
         mask = (coarse.brain_probability(shape) > 0.5).numpy()
         image = image / torch.from_numpy(n4_bias_field(conformed, affine, mask))
     found = segment(image, coarse, predictors['fine'])
-    result = to_native(found, affine, scan.data.shape, scan.affine)
+    result = to_native(found, affine, data.shape, data_affine)
     return result.labels.astype(np.int16), time.monotonic() - started
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, object]:
     """Evaluate all references of a folder; see the command's help."""
+    from bids_app.images.scans import load_scan
+
+    if options.synthesise and not options.model:
+        raise UsageError('--synthesise needs --model')
     references = sorted(options.reference.glob(options.pattern))[: options.limit]
     if not references:
         raise UsageError(f'{options.reference}: nothing matches {options.pattern}')
@@ -188,10 +192,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, object]:
         labels = np.asarray(image.dataobj).astype(np.int16)
         if mapping:
             labels = apply_mapping(labels, mapping)
-        if model:
-            found, seconds = predict(
-                path.with_name(other), model, precision=options.precision, bias=options.n4
-            )
+        how = {'precision': options.precision, 'bias': options.n4}
+        if options.synthesise:
+            from bids_app.training.synthetic_scans import synthetic_scan
+
+            data, labels = synthetic_scan(path, options.synthesise)
+            found, seconds = predict(data, np.eye(4), model, **how)
+        elif model:
+            scan = load_scan(path.with_name(other))
+            found, seconds = predict(scan.data, scan.affine, model, **how)
         else:
             given = nib.load(options.predictions / other)
             found, seconds = np.asarray(given.dataobj).astype(np.int16), float('nan')
@@ -208,6 +217,12 @@ def evaluate(options: argparse.Namespace) -> dict[str, object]:
     return summarise(scans)
 
 
+def _mean(values: list[float]) -> float:
+    """Mean of the numbers that are there; nan, without a warning, if there are none."""
+    there = [value for value in values if value == value]
+    return sum(there) / len(there) if there else float('nan')
+
+
 def summarise(scans: dict[str, dict]) -> dict[str, object]:
     """Average the comparisons of many scans, per structure and over the 25 core structures."""
     table = {}
@@ -216,7 +231,7 @@ def summarise(scans: dict[str, dict]) -> dict[str, object]:
                 if structure.index in s['structures']]  # fmt: skip
         if rows:
             table[structure.name] = {
-                key: round(float(np.nanmean([row[key] for row in rows])), 4) for key in rows[0]
+                key: round(float(_mean([row[key] for row in rows])), 4) for key in rows[0]
             } | {'scans': len(rows), 'dice_min': round(min(row['dice'] for row in rows), 4)}
     core = [table[s.name] for s in structures() if s.core and s.name in table]
     return {
@@ -253,6 +268,10 @@ def make_parser() -> argparse.ArgumentParser:
         help='turns the name of a reference into that of its prediction or scan',
     )  # fmt: skip
     parser.add_argument('--mapping', type=Path, help='label-mapping table of the reference (TSV)')
+    parser.add_argument(
+        '--synthesise', choices=('t1w', 't2w', 'random'),
+        help='the references are generation label maps: draw a scan of this contrast from each',
+    )  # fmt: skip
     parser.add_argument('--limit', type=int, help='only the first so many')
     parser.add_argument('--precision', default='auto', help='auto, float32 or bfloat16')
     parser.add_argument('--n4', action='store_true', help='correct the bias field first')

@@ -273,9 +273,9 @@ class Trainer:
                 found = nn.functional.one_hot(
                     logits[0, :-1].argmax(dim=0), target.shape[1]
                 ).movedim(-1, 0)
-                truth = nn.functional.one_hot(
-                    target[0].argmax(dim=0), target.shape[1]
-                ).movedim(-1, 0)
+                truth = nn.functional.one_hot(target[0].argmax(dim=0), target.shape[1]).movedim(
+                    -1, 0
+                )
                 overlap = overlap + (found * truth).sum((1, 2, 3))
                 size = size + found.sum((1, 2, 3)) + truth.sum((1, 2, 3))
                 wanted = side[0, 1] > side[0, 0]

@@ -129,7 +129,9 @@ def read_recipe(path: Path) -> Recipe:
             card=table.get('card', {}),
         )
     except (KeyError, TypeError) as error:
-        raise UsageError(f'{path}: not a complete recipe ({error}): see docs/training.md') from error
+        raise UsageError(
+            f'{path}: not a complete recipe ({error}): see docs/training.md'
+        ) from error
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import torch
 from torch.nn import functional
 
 from bids_app.images.intensity import normalise_brain, normalise_head
+from bids_app.inference.classes import CLASSES
 from bids_app.inference.context import resample_linear
 from bids_app.training.contrast import Contrast, draw_contrast
 from bids_app.training.label_maps import LabelMaps
-from bids_app.inference.classes import CLASSES
 from bids_app.training.synthesis import (
     Deformation,
     Ranges,
@@ -129,7 +129,7 @@ class Sampler:
         if self._uniform() < 0.3:  # all CSF stays
             return target[0] < 0.5
         mask = (tissue > 0.5).float()[None, None]
-        # Close sulci as masks made from labels or by a stripping tool do, then let the border vary.
+        # Close sulci as masks from labels or stripping tools do, then let the border vary.
         closing = int(self._uniform(0, 4)) if self.spacing < 2 else int(self._uniform(0, 2))
         widen = int(self._uniform(0, 2.5)) if self.spacing < 2 else int(self._uniform(0, 1.5))
         for size, sign in ((closing + widen, 1), (closing, -1)):
@@ -309,7 +309,9 @@ class FineSampler(Sampler):
             3,
             self.generator,
         )
-        image = corrupt(paint(labels, contrast, self.generator), self.ranges, spacing, self.generator)
+        image = corrupt(
+            paint(labels, contrast, self.generator), self.ranges, spacing, self.generator
+        )
         if stripped:
             classes = self.maps.classes.index_select(0, labels[0].flatten()).view(shape)
             keep = (classes > 0).float()

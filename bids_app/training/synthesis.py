@@ -215,9 +215,7 @@ def sub_voxel_labels(
     for _ in range(draws):
         offset = torch.rand(coordinates.shape, generator=generator) - 0.5
         out.append(
-            sample_labels(
-                label_map, coordinates + torch.tensordot(step, offset, dims=([1], [0]))
-            )
+            sample_labels(label_map, coordinates + torch.tensordot(step, offset, dims=([1], [0])))
         )
     return out
 

@@ -70,13 +70,23 @@ def test_command_compares_two_folders(tmp_path, capsys):
     labels[2:6, 4:9, 4:9], labels[10:14, 4:9, 4:9] = 10, 49
     for name in ('reference', 'prediction'):
         (tmp_path / name).mkdir()
-        nib.save(
-            nib.Nifti1Image(labels, np.eye(4)), tmp_path / name / f'a_{name}.nii.gz'
-        )
-    code = main([str(tmp_path / 'reference'), '--predictions', str(tmp_path / 'prediction'),
-                 '--pattern', '*_reference.nii.gz', '--replace', 'reference', 'prediction'])  # fmt: skip
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / name / f'a_{name}.nii.gz')
+    folders = [str(tmp_path / name) for name in ('reference', 'prediction')]
+    names = ['--pattern', '*_reference.nii.gz', '--replace', 'reference', 'prediction']
+    code = main([folders[0], '--predictions', folders[1], *names])
     assert code == 0
     result = json.loads(capsys.readouterr().out)
     assert result['mean_dice_core'] == 1
     assert result['core_structures'] == 2
     assert result['structures']['Left-Thalamus']['hd95'] == 0
+
+
+def test_synthetic_scan_and_truth_share_the_grid_and_the_sides(head_files):
+    from bids_app.training.synthetic_scans import synthetic_scan
+
+    image, labels = synthetic_scan(head_files[1])
+    assert image.shape == labels.shape
+    assert np.argwhere(labels == 10)[:, 0].mean() < np.argwhere(labels == 49)[:, 0].mean()
+    assert image[labels == 2].mean() > image[labels == 3].mean() > image[labels == 24].mean()
+    again, _ = synthetic_scan(head_files[0])
+    np.testing.assert_array_equal(image, again)

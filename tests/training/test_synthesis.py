@@ -68,7 +68,9 @@ def test_partial_volume_of_a_plane_is_the_share_on_each_side():
 
 def test_paint_gives_the_mean_and_spread_of_each_class():
     labels = [torch.tensor([0, 1]).repeat(20000).view(200, 200, 1).int()]
-    image = paint(labels, Contrast(torch.tensor([10.0, 90.0]), torch.tensor([2.0, 5.0])), generator())
+    image = paint(
+        labels, Contrast(torch.tensor([10.0, 90.0]), torch.tensor([2.0, 5.0])), generator()
+    )
     one = image.flatten()[1::2]
     assert abs(float(one.mean()) - 90) < 0.3
     assert abs(float(one.std()) - 5) < 0.2
