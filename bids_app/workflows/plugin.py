@@ -191,9 +191,27 @@ class SteadyMultiProcPlugin(MultiProcPlugin):
                 self._submit(taskid)
 
     def _sort_jobs(self, jobids: Any, scheduler: str = 'tsort') -> Any:
+        """Return the ready nodes that may start now, the most urgent first.
+
+        Small nodes of later scans must not slip in front of a node that waits for processors or
+        memory: all scans would have their first step done before any had its second.
+        """
         if self._rank is None:
             return super()._sort_jobs(jobids, scheduler=scheduler)
-        return sorted(jobids, key=lambda jobid: self._rank(self.procs[jobid]))
+        memory, processors, gpu_slots = self._check_resources(self.pending_tasks)
+        chosen = []
+        for jobid in sorted(jobids, key=lambda jobid: self._rank(self.procs[jobid])):
+            node = self.procs[jobid]
+            if node.is_gpu_node():
+                if min(node.n_procs, self.n_gpu_procs) > gpu_slots:
+                    continue  # others need not wait for the GPU
+                gpu_slots -= min(node.n_procs, self.n_gpu_procs)
+            processors -= min(node.n_procs, self.processors)
+            memory -= min(node.mem_gb_runtime, self.memory_gb)
+            if processors < 0 or memory < 0:
+                break
+            chosen.append(jobid)
+        return chosen
 
     def _report_crash(self, node: Any, result: dict[str, Any] | None = None) -> str:
         crash_file = super()._report_crash(node, result=result)

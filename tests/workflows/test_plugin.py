@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
-from bids_app.workflows.plugin import WORKER_DIED, reason_of_crash
+from bids_app.workflows.plugin import WORKER_DIED, SteadyMultiProcPlugin, reason_of_crash
 
 SCRIPT = '''
 import sys, json
@@ -114,6 +115,29 @@ def test_foreseen_error_is_its_message_alone(outcome):
 def test_first_scan_is_finished_before_later_ones(outcome):
     ends = [scan for scan, node, what in outcome['order'] if (node, what) == ('last', 'end')]
     assert ends == ['one', 'three']
+
+
+@pytest.mark.parametrize(
+    ('nodes', 'started'),
+    [
+        ([(2, 1, False), (1, 1, False)], [0]),  # takes all processors
+        ([(1, 1, False), (2, 1, False), (1, 1, False)], [0]),  # the third must not overtake
+        ([(1, 1, False), (1, 9, False), (1, 1, False)], [0]),  # nor where memory is short
+        ([(1, 1, False), (1, 1, False), (1, 1, False)], [0, 1]),
+        ([(1, 1, True), (1, 1, True), (1, 1, False)], [0, 2]),  # nobody waits for the GPU
+        ([(9, 99, False)], [0]),  # more than there is: it gets all
+    ],
+)
+def test_small_nodes_do_not_overtake(nodes, started):
+    plugin = object.__new__(SteadyMultiProcPlugin)
+    plugin.processors, plugin.memory_gb, plugin.n_gpu_procs = 2, 8, 1
+    plugin.pending_tasks = []
+    plugin.procs = [
+        SimpleNamespace(n_procs=n, mem_gb=gb, mem_gb_runtime=gb, is_gpu_node=lambda gpu=gpu: gpu)
+        for n, gb, gpu in nodes
+    ]
+    plugin._rank = plugin.procs.index
+    assert plugin._sort_jobs(range(len(nodes))[::-1]) == started
 
 
 @pytest.mark.parametrize(
