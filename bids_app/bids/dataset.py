@@ -156,7 +156,7 @@ def check_output_dir(output_dir: Path) -> None:
     probe = Path(output_dir) / '.anatnet-can-write'
     try:
         atomic_write_bytes(probe, b'')
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another run may probe at the same time
     except OSError as error:
         raise AnatNetError(
             f'cannot write to the output folder {output_dir}: {error.strerror}; '
