@@ -18,6 +18,9 @@ from nipype.interfaces.base import (
 
 from bids_app.interfaces.anat import Stopwatch, read_info, write_info
 
+COSTS = ('seconds', 'cpu_seconds', 'peak_gb')
+"""What :func:`bids_app.interfaces.anat.write_info` adds to the findings of a step."""
+
 
 class _ReportInputSpec(BaseInterfaceInputSpec):
     info = File(exists=True, mandatory=True, desc='findings of all steps, from PublishSession')
@@ -80,9 +83,12 @@ def report_content(
         'fallback': network.get('fallback'),
         'peak_memory_gb': max((step.get('peak_gb', 0) for step in steps.values()), default=None),
     }
-    seconds = [{'name': name, 'seconds': step.get('seconds')} for name, step in steps.items()]
-    if 'seconds' in info:
-        seconds.append({'name': 'publish', 'seconds': info['seconds']})
+    costs = [
+        {'name': name, **{cost: step[cost] for cost in COSTS if cost in step}}
+        for name, step in [*steps.items(), ('publish', info)]
+        if 'seconds' in step
+    ]
+    conform = {k: value for k, value in steps.get('conform', {}).items() if k not in COSTS}
     files = {
         key: str(outputs.path(key)) for key in PUBLISHED
         if outputs.path(key).relative_to(outputs.output_dir).as_posix() in info.get('outputs', {})
@@ -93,10 +99,10 @@ def report_content(
         warnings.append(f'The orientation of the head does not fit the header: {suspect}')
     return {
         **context,
-        'conform': steps.get('conform', {}),
+        'conform': conform,
         'qc': steps.get('measure', {}).get('qc', {}),
         'run': {name: value for name, value in run.items() if value is not None},
-        'steps': seconds,
+        'steps': costs,
         'files': files,
         'warnings': warnings,
     }
