@@ -69,7 +69,7 @@ def load_label_maps(files: list[Path]) -> LabelMaps:
         image = nib.as_closest_canonical(nib.load(file))
         if not np.allclose(image.header.get_zooms()[:3], 1, atol=0.05):
             raise ImageError(f'{file}: label maps must have 1 mm voxels: resample them first')
-        array = np.asarray(image.dataobj).astype(np.int16)
+        array = separate_septum(np.asarray(image.dataobj).astype(np.int16))
         first, last = _box(array > 0)
         arrays.append(array[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))])
         names.append(file.name)
@@ -90,6 +90,45 @@ def load_label_maps(files: list[Path]) -> LabelMaps:
     return LabelMaps(
         values, maps, boxes, centres, torch.from_numpy(classes), torch.from_numpy(sides), names
     )
+
+
+def separate_septum(labels: np.ndarray, reach: float = 5.0) -> np.ndarray:
+    """Give the septum pellucidum and the fornix back to white matter.
+
+    In the generation maps of SynthSeg the labels 136 and 163 hold the choroid plexus, which lies
+    in the ventricles, and also the septum and the fornix between them, which are bright on T1w
+    and belong to white matter. The latter are those next to the midsagittal plane.
+
+    Parameters
+    ----------
+    labels : ndarray, shape (x, y, z)
+        Label map, RAS+, 1 mm. Maps without these labels or without pairs are returned as is.
+    reach : float
+        Distance from the midsagittal plane, mm.
+
+    Returns
+    -------
+    ndarray
+        A copy with 2 and 41 for septum and fornix of the two sides.
+    """
+    pairs = [(10, 49), (11, 50), (12, 51), (17, 53)]
+    ends = [
+        (np.argwhere(labels == left).mean(axis=0), np.argwhere(labels == right).mean(axis=0))
+        for left, right in pairs
+        if (labels == left).any() and (labels == right).any()
+    ]
+    plexus = np.isin(labels, (136, 163))
+    if not ends or not plexus.any():
+        return labels
+    normal = np.mean([right - left for left, right in ends], axis=0)
+    normal /= np.linalg.norm(normal)
+    middle = np.mean([(left + right) / 2 for left, right in ends], axis=0)
+    at = np.argwhere(plexus)
+    near = at[np.abs((at - middle) @ normal) <= reach]
+    result = labels.copy()
+    where = tuple(near.T)
+    result[where] = np.where(labels[where] == 136, 2, 41)
+    return result
 
 
 def _box(mask: np.ndarray) -> tuple[list[int], list[int]]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,20 @@ def test_orientation_of_the_file_does_not_matter(maps):
     assert torch.equal(maps.maps[0], maps.maps[1])
     left = torch.tensor([maps.sides[i] for i in range(len(maps.values))])[maps.maps[0].long()] < 0
     assert left.nonzero()[:, 0].float().mean() < maps.maps[0].shape[0] / 2
+
+
+def test_septum_goes_to_white_matter_and_choroid_plexus_stays():
+    from bids_app.training.label_maps import separate_septum
+
+    labels = np.zeros((40, 10, 10), dtype=np.int16)
+    labels[5:8], labels[32:35] = 10, 49
+    labels[18:20, 5, 5], labels[20:22, 5, 5] = 136, 163
+    labels[10:12, 5, 5], labels[28:30, 5, 5] = 136, 163
+    result = separate_septum(labels)
+    assert result[18:22, 5, 5].tolist() == [2, 2, 41, 41]
+    assert result[10, 5, 5] == 136
+    assert result[29, 5, 5] == 163
+    assert labels[18, 5, 5] == 136
 
 
 def test_labels_outside_the_map_are_zero():
