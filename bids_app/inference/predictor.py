@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a network over a volume: whole where it fits, in tiles where it does not.
+"""Run a network over a volume, whole or in tiles that overlap.
 
 When the memory of the device runs out the predictor walks down a ladder (whole volume, large
 tiles, small tiles, CPU) and says on which rung it ended, so that the rung can be written down.
