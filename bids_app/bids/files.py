@@ -116,8 +116,10 @@ def atomic_save_nifti(image: nib.Nifti1Image, path: Path, compresslevel: int = 1
     return Path(path)
 
 
-def remove_leftovers(folder: Path, older_than: float = 86400.0) -> list[Path]:
-    """Remove temporary files that a killed run left below a folder.
+def remove_leftovers(
+    folder: Path, older_than: float = 86400.0, *, recursive: bool = True
+) -> list[Path]:
+    """Remove temporary files that a killed run left in a folder and, by default, below it.
 
     A file goes if the process that wrote it is gone (on this machine) or if nobody has touched
     it for ``older_than`` seconds (on another).
@@ -129,7 +131,8 @@ def remove_leftovers(folder: Path, older_than: float = 86400.0) -> list[Path]:
     """
     removed = []
     host = socket.gethostname().split('.')[0]
-    for file in sorted(Path(folder).rglob('.*.part')):
+    pattern = '**/.*.part' if recursive else '.*.part'
+    for file in sorted(Path(folder).glob(pattern)):
         match = _TEMPORARY.match(file.name)
         if match is None:
             continue

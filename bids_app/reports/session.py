@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bids_app.bids.files import atomic_write_text
 from bids_app.reports.page import FILE_KEYS, render_page
 
 LOGGER = logging.getLogger('anatnet.reports')
@@ -113,7 +114,7 @@ class SessionReport:
     def save(self, path: str | Path, root: str | Path | None = None) -> Path:
         """Write the content to a JSON file, from which the page can be made again."""
         text = json.dumps(self.to_dict(root), indent=1) + '\n'
-        return _write(Path(path), text)
+        return atomic_write_text(Path(path), text)
 
     @classmethod
     def load(cls, path: str | Path, root: str | Path | None = None) -> SessionReport:
@@ -158,27 +159,15 @@ def write_report(
     started = time.perf_counter()
     out_file = Path(out_file)
     page, figures = render_page(context, started)
-    _write(out_file, page)
+    atomic_write_text(out_file, page)
     if figures_dir is None:
         figures_dir = out_file.parent / context.label.split('_')[0] / 'figures'
     for name, drawing in figures.items():
         try:
-            _write(Path(figures_dir) / f'{context.label}_{name}.svg', drawing)
+            atomic_write_text(Path(figures_dir) / f'{context.label}_{name}.svg', drawing)
         except OSError as error:
             LOGGER.warning('figure %s of %s was not written: %s', name, context.label, error)
     return out_file
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a text file under a temporary name and move it in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        part.write_text(text, encoding='utf-8')
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
 def _plain(value: Any) -> Any:

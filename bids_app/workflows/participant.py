@@ -128,6 +128,8 @@ def _compute(
     from bids_app.inference.device import resolve_device
     from bids_app.workflows.anat import EXPECTED_SECONDS, anat_steps
 
+    for folder in (config.output_dir, config.output_dir / 'logs'):
+        remove_leftovers(folder, recursive=False)
     environment = limit_workers(config)
     choice = resolve_device(config.device)
     LOGGER.info('Device: %s', choice.reason)
@@ -210,7 +212,7 @@ def _run_batch(
     for job in jobs:
         LOGGER.info('%s: %s (%s)', job.label, job.record.t1w.path.name, job.reason)
         job.outputs.state_file.unlink(missing_ok=True)
-        remove_leftovers(job.outputs.session_dir)
+        remove_leftovers(job.outputs.subject_dir)  # figures and state are there, too
         atomic_write_text(job.log_dir / 'anatnet.toml', config.to_toml())
         workflow = init_anat_wf(
             subject=job.record.subject,

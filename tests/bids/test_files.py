@@ -88,3 +88,13 @@ def test_leftovers_of_dead_processes_go_and_others_stay(tmp_path):
     assert alive.exists()
     assert other.exists()
     assert foreign.exists()
+
+
+def test_leftovers_of_subfolders_stay_where_only_the_folder_is_asked(tmp_path):
+    name = '.x.html.elsewhere.1.0123abcd.part'
+    (tmp_path / 'sub').mkdir()
+    for file in (tmp_path / name, tmp_path / 'sub' / name):
+        file.touch()
+        os.utime(file, (0, 0))
+    assert remove_leftovers(tmp_path, recursive=False) == [tmp_path / name]
+    assert remove_leftovers(tmp_path / 'missing') == []
