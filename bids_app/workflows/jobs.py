@@ -116,9 +116,16 @@ class Job:
             self.reason = f'step {step}: {reason}'
         LOGGER.error('%s: failed: %s', self.label, self.reason)
 
+    def own_crash_files(self) -> list[Path]:
+        """List the crash files of this session; all sessions of a subject share the folder."""
+        return [
+            crash_file for crash_file in sorted(self.log_dir.glob('crash-*.txt'))
+            if crash_workflow(crash_file) in (self.name, None)
+        ]  # fmt: skip
+
     def find_crash_files(self) -> None:
         """Look for crash files that a plugin has left without telling."""
-        for crash_file in sorted(self.log_dir.glob('crash-*.txt')):
+        for crash_file in self.own_crash_files():
             self.crashed(crash_step(crash_file), crash_file)
 
     def voxels(self) -> int:
@@ -176,6 +183,17 @@ def crash_step(crash_file: Path) -> str:
     """
     name = re.sub(r'-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.txt$', '', crash_file.name)
     return name.rsplit('-', 1)[-1]
+
+
+def crash_workflow(crash_file: Path) -> str | None:
+    """Read the name of a session's workflow from a crash file; None if it does not say."""
+    try:
+        with crash_file.open(errors='replace') as stream:
+            first = stream.readline()
+    except OSError:
+        return None
+    found = re.match(r'Node: \w+\.(\w+)\.\w+', first)
+    return found.group(1) if found else None
 
 
 def node_info(work_dir: Path, node: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _interrupted(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.status == 'waiting':
             job.end('stopped', 'interrupted')
-            for crash_file in job.log_dir.glob('crash-*.txt'):
+            for crash_file in job.own_crash_files():
                 crash_file.unlink(missing_ok=True)
 
 

@@ -80,6 +80,21 @@ def test_crash_files_that_a_plugin_left_are_found_once(config, tmp_path):
     assert len(job.crash_files) == 1
 
 
+def test_sessions_of_a_subject_keep_their_crash_files_apart(config, tmp_path):
+    jobs = make_jobs(config, [record(tmp_path, session='a'), record(tmp_path, session='b')])
+    assert jobs[0].log_dir == jobs[1].log_dir
+    jobs[0].log_dir.mkdir(parents=True)
+    crash_file = jobs[0].log_dir / CRASH
+    crash_file.write_text(
+        'Node: anatnet_0123abcd.sub_01_ses_b_wf.segment\n'
+        'bids_app.errors.ImageError: no brain was found\n'
+    )
+    for job in jobs:
+        job.find_crash_files()
+    assert [job.status for job in jobs] == ['waiting', 'failed']
+    assert jobs[1].crash_files == [crash_file]
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
