@@ -45,13 +45,14 @@ def measure(
     structure_table = volumes.structure_table(structure_rows, tiv)
     volumes.write_table(structure_table, folder / 'wholebrain_morph.tsv')
 
-    t1w, affine = load_array(files['t1w_preproc'])
+    # Its matrix is that of the rule for headers; nibabel's may have other voxel sizes.
+    raw = load_scan(files['raw_file'])
     measures = qc.qc_measures(
-        t1w,
+        load_array(files['t1w_preproc'])[0],
         {name: load_array(files[f'probseg_{name}'])[0] for name in ('gm', 'wm', 'csf')},
         load_array(files['brain_mask'])[0] > 0.5,
-        affine,
-        raw=load_scan(files['raw_file']).data,
+        raw.affine,
+        raw=raw.data,
         entropy=load_array(files['uncertainty'])[0],
         structure_volumes={row['index']: row['volume_mm3'] for row in structure_rows},
         confidence=located.get('confidence'),

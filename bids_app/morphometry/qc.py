@@ -127,7 +127,8 @@ def efc(image: np.ndarray) -> float:
     if image.size < 2 or energy == 0:
         return math.nan
     for plane in image:
-        share = plane[plane > 0] / math.sqrt(energy)
+        # In single precision, the smallest values divided by the energy would become 0.
+        share = plane[plane > 0].astype(np.float64) / math.sqrt(energy)
         entropy -= float(np.dot(share, np.log(share)))
     return entropy / (math.sqrt(image.size) * math.log(math.sqrt(image.size)))
 

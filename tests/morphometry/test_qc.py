@@ -67,6 +67,12 @@ def test_efc_limits():
     assert math.isnan(qc.efc(np.zeros((4, 4, 4))))
 
 
+def test_efc_of_values_at_the_end_of_single_precision():
+    image = np.full((8, 8, 8), 1e4, np.float32)
+    image[0] = np.finfo(np.float32).smallest_subnormal
+    assert 0 < qc.efc(image) < 1
+
+
 def test_fber():
     image = np.array([[[3.0, -3.0, 1.0, 1.0, 0.0]]])
     foreground = np.array([[[1, 1, 0, 0, 0]]], bool)
