@@ -24,8 +24,9 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
-	$(BIN)/python -m pip install --quiet "ruff>=0.9"
-	$(BIN)/ruff check .
+	$(BIN)/python -m pip install --quiet "ruff>=0.17"
+	$(BIN)/ruff check bids_app tests benchmarks run.py
+	$(BIN)/ruff format --check bids_app tests benchmarks run.py
 
 install: $(VENV)/.installed
 

@@ -149,9 +149,7 @@ def run_validator(bids_dir: Path, participants: Sequence[str]) -> None:
                     len(errors), 's'[: len(errors) > 1], codes)  # fmt: skip
 
 
-def _validate(
-    program: str, bids_dir: Path, participants: Sequence[str]
-) -> list[dict[str, Any]]:
+def _validate(program: str, bids_dir: Path, participants: Sequence[str]) -> list[dict[str, Any]]:
     """Return the validator's issues on a folder of links to the asked participants."""
     with tempfile.TemporaryDirectory(prefix='anatnet-validate-') as folder:
         config = Path(folder) / 'config.json'

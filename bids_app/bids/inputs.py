@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from bids_app.config import RunConfig
 
+
 @dataclass(frozen=True)
 class Scan:
     """One image that was chosen.
@@ -280,8 +281,9 @@ def _modality(
                 if image.suffix in query['suffix']:
                     rejected = f'does not pass the filter of {modality}'
                 continue
-        elif image.suffix not in query['suffix'] or image.entities['datatype'] != (
-            query['datatype']
+        elif (
+            image.suffix not in query['suffix']
+            or image.entities['datatype'] != (query['datatype'])
         ):
             continue
         reason = choice.unsuitable(image.entities, asked)
@@ -332,7 +334,13 @@ def _first_of_each_subject(records: list[SessionRecord]) -> list[SessionRecord]:
             skipped += record.skipped
         kept.append(
             SessionRecord(
-                subject, None, first.t1w, first.t2w, first.flair, first.dwi, tuple(skipped),
+                subject,
+                None,
+                first.t1w,
+                first.t2w,
+                first.flair,
+                first.dwi,
+                tuple(skipped),
                 note=first.note,
             )  # fmt: skip
         )

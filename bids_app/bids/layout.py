@@ -152,9 +152,7 @@ def _index(
 ) -> BIDSLayout:
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
-    indexer = BIDSLayoutIndexer(
-        validate=False, index_metadata=False, ignore=[Unwanted(subjects)]
-    )
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[Unwanted(subjects)])
     return BIDSLayout(
         str(bids_dir),
         validate=False,

@@ -46,8 +46,7 @@ def _summary(records: Sequence[SessionRecord]) -> str:
     good = sum(record.problem is None for record in records)
     subjects = len({record.subject for record in records})
     text = (
-        f'{_count(subjects, "participant")}, {_count(len(records), "session")}: '
-        f'{good} to process'
+        f'{_count(subjects, "participant")}, {_count(len(records), "session")}: {good} to process'
     )
     reasons: dict[str, int] = defaultdict(int)
     for record in records:

@@ -132,9 +132,7 @@ class LocateBrain(SimpleInterface):
         from bids_app.inference.brain import locate_brain
 
         watch = Stopwatch()
-        found = locate_brain(
-            Path(self.inputs.in_file), Path(runtime.cwd), **self.inputs.options()
-        )
+        found = locate_brain(Path(self.inputs.in_file), Path(runtime.cwd), **self.inputs.options())
         self._results['coarse_file'] = str(found['coarse_file'])
         self._results['mask_file'] = str(found['mask_file'])
         self._results['info'] = write_info(runtime.cwd, watch, found)
@@ -257,9 +255,7 @@ class RestoreMask(SimpleInterface):
 
         watch = Stopwatch()
         out_file = Path(runtime.cwd) / 'mask.nii'
-        info = restore_mask(
-            Path(self.inputs.mask_file), Path(self.inputs.native_file), out_file
-        )
+        info = restore_mask(Path(self.inputs.mask_file), Path(self.inputs.native_file), out_file)
         self._results['brain_mask'] = str(out_file)
         self._results['info'] = write_info(runtime.cwd, watch, info)
         return runtime

@@ -48,9 +48,7 @@ class WriteReport(SimpleInterface):
         outputs = Outputs(
             Path(self.inputs.output_dir), self.inputs.subject, self.inputs.session or None
         )
-        content = report_content(
-            self.inputs.context, read_info(self.inputs.info), outputs
-        )
+        content = report_content(self.inputs.context, read_info(self.inputs.info), outputs)
         problem = make_page(content, outputs)
         self._results['info'] = write_info(
             runtime.cwd, watch, {'content': content, 'problem': problem}

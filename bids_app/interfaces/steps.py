@@ -102,9 +102,7 @@ def correct_bias(
     del data
 
     native = load_scan(native_file)
-    native_field = resample_separable(
-        field, affine, native.shape, native.affine, outside='edge'
-    )
+    native_field = resample_separable(field, affine, native.shape, native.affine, outside='edge')
     save_native(native.data / np.maximum(native_field, 1e-3), native, native_out_file)
     low, high = np.percentile(field[mask], [1, 99]) if mask.any() else (1.0, 1.0)
     return {'field_range': [float(low), float(high)], 'skull_stripped': stripped}

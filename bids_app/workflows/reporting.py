@@ -27,9 +27,7 @@ LOGGER = logging.getLogger('anatnet.workflow')
 CRASH_CHARACTERS = 20_000
 
 
-def context(
-    job: Job, config: RunConfig, model: ModelInUse, device_reason: str
-) -> dict[str, Any]:
+def context(job: Job, config: RunConfig, model: ModelInUse, device_reason: str) -> dict[str, Any]:
     """Return what is known of a session before it is computed, as fields of a SessionReport."""
     from bids_app.reports.methods import methods_text
 

@@ -30,13 +30,15 @@ def reasons(record) -> dict[str, str]:
 
 
 def test_sessions_are_apart_and_sorted(make_bids):
-    root = make_bids([
-        'sub-02/anat/sub-02_T1w.nii.gz',
-        'sub-01/ses-pre/anat/sub-01_ses-pre_T1w.nii.gz',
-        'sub-01/ses-post/anat/sub-01_ses-post_T1w.nii.gz',
-        'sub-01/ses-post/anat/sub-01_ses-post_T2w.nii.gz',
-        'sub-01/ses-post/anat/sub-01_ses-post_FLAIR.nii.gz',
-    ])
+    root = make_bids(
+        [
+            'sub-02/anat/sub-02_T1w.nii.gz',
+            'sub-01/ses-pre/anat/sub-01_ses-pre_T1w.nii.gz',
+            'sub-01/ses-post/anat/sub-01_ses-post_T1w.nii.gz',
+            'sub-01/ses-post/anat/sub-01_ses-post_T2w.nii.gz',
+            'sub-01/ses-post/anat/sub-01_ses-post_FLAIR.nii.gz',
+        ]
+    )
     records = collect(root)
     assert [r.label for r in records] == ['sub-01_ses-post', 'sub-01_ses-pre', 'sub-02']
     assert names(records[0]) == {
@@ -80,11 +82,13 @@ def test_parts_of_heads_and_foreign_images_are_skipped_with_a_reason(make_bids):
 
 
 def test_a_session_without_t1w_says_so(make_bids):
-    root = make_bids([
-        'sub-01/anat/sub-01_FLAIR.nii.gz',
-        'sub-02/eeg/sub-02_task-rest_eeg.edf',
-        'sub-03/anat/sub-03_chunk-1_T1w.nii.gz',
-    ])
+    root = make_bids(
+        [
+            'sub-01/anat/sub-01_FLAIR.nii.gz',
+            'sub-02/eeg/sub-02_task-rest_eeg.edf',
+            'sub-03/anat/sub-03_chunk-1_T1w.nii.gz',
+        ]
+    )
     problems = [record.problem for record in collect(root)]
     assert problems[0] == 'no T1w or UNIT1 image'
     assert problems[1] == 'no anatomical image'
@@ -139,10 +143,12 @@ def test_only_asked_participants_are_listed(make_bids):
 
 
 def test_unknown_session_is_an_error_only_where_nobody_has_it(make_bids):
-    root = make_bids([
-        'sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz',
-        'sub-02/ses-2/anat/sub-02_ses-2_T1w.nii.gz',
-    ])
+    root = make_bids(
+        [
+            'sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz',
+            'sub-02/ses-2/anat/sub-02_ses-2_T1w.nii.gz',
+        ]
+    )
     with pytest.raises(NoInputError, match='no session ses-3'):
         collect(root, session_label=('3',))
     with pytest.raises(NoInputError, match='no session ses-2 for sub-01'):
@@ -158,11 +164,13 @@ def test_no_subjects_at_all(make_bids):
 
 
 def test_first_lex_gives_one_record_per_subject(make_bids):
-    root = make_bids([
-        'sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz',
-        'sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz',
-        'sub-01/ses-3/anat/sub-01_ses-3_T1w.nii.gz',
-    ])
+    root = make_bids(
+        [
+            'sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz',
+            'sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz',
+            'sub-01/ses-3/anat/sub-01_ses-3_T1w.nii.gz',
+        ]
+    )
     (record,) = collect(root, subject_anatomical_reference='first-lex')
     assert record.label == 'sub-01'
     assert record.t1w.path.name == 'sub-01_ses-2_T1w.nii.gz'

@@ -97,9 +97,14 @@ def test_validator_finds_no_error_in_a_tree_of_all_outputs(make_bids, tmp_path):
             else:
                 atomic_save_nifti(image, outputs.path(key))
             write_sidecar(outputs.sidecar_path(key), outputs.sidecar(key, Sources=[source]))
-        for file in (outputs.path('report'), outputs.figure('desc-brain_mask'),
-                     outputs.figure('dseg', '.svg'), outputs.state_file,
-                     outputs.log_dir('run') / 'crash.txt', config.log_dir / 'anatnet.log'):
+        for file in (
+            outputs.path('report'),
+            outputs.figure('desc-brain_mask'),
+            outputs.figure('dseg', '.svg'),
+            outputs.state_file,
+            outputs.log_dir('run') / 'crash.txt',
+            config.log_dir / 'anatnet.log',
+        ):
             atomic_write_text(file, 'text')  # fmt: skip
     finished = subprocess.run(
         [validator, '--format', 'json', '--datasetTypes', 'derivative', str(out)],

@@ -11,7 +11,7 @@ import pytest
 
 from bids_app.workflows.plugin import WORKER_DIED, SteadyMultiProcPlugin, reason_of_crash
 
-SCRIPT = '''
+SCRIPT = """
 import sys, json
 from pathlib import Path
 from nipype import config
@@ -70,7 +70,7 @@ if __name__ == '__main__':
         except RuntimeError:
             pass
     print(json.dumps({'order': order, 'crashes': crashes}))
-'''
+"""
 
 
 @pytest.fixture(scope='module')
