@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,16 @@ from bids_app.environment import (
     prepare_environment,
 )
 from bids_app.errors import AnatNetError, ModelError, NoInputError, SoftwareError, UsageError
-from bids_app.options import LATER_MODULES, build_parser, later, normalise
+from bids_app.options import (
+    DEBUG,
+    DEVICE_PATTERN,
+    LATER_MODULES,
+    PRECISIONS,
+    REFERENCES,
+    build_parser,
+    later,
+    normalise,
+)
 
 if TYPE_CHECKING:
     from bids_app.bids.inputs import SessionRecord
@@ -163,7 +173,8 @@ def _prepare_output(config: RunConfig) -> None:
 
     check_output_dir(config.output_dir)
     _write_dataset_files(config)
-    add_log_file(config.log_dir / 'anatnet.log', config.verbose)
+    everything = 'nipype' in config.debug
+    add_log_file(config.log_dir / 'anatnet.log', 2 if everything else config.verbose)
     atomic_write_text(config.log_dir / 'config.toml', config.to_toml())
 
 
@@ -222,6 +233,7 @@ def _checked(values: dict[str, Any]) -> RunConfig:
             values[name] = Path(os.path.abspath(os.path.expanduser(values[name])))
     bids_dir, output_dir = values['bids_dir'], values['output_dir']
     _check_level(values)
+    _check_choices(values)
     if not bids_dir.is_dir():
         raise UsageError(
             f'there is no folder {bids_dir}; in a container, check that it is mounted '
@@ -258,6 +270,27 @@ def _check_level(values: dict[str, Any]) -> None:
         raise UsageError(later('--subject-anatomical-reference unbiased'))
     if values.get('derivatives'):
         raise UsageError(later('--derivatives'))
+
+
+def _check_choices(values: dict[str, Any]) -> None:
+    """Check what argparse has checked on the command line but nobody in a configuration file."""
+    values['debug'] = tuple(values.get('debug', ()))
+    if 'all' in values['debug']:
+        values['debug'] = DEBUG
+    for name, choices in (
+        ('precision', PRECISIONS),
+        ('subject_anatomical_reference', REFERENCES),
+        ('debug', DEBUG),
+    ):
+        asked = values.get(name, ())
+        for choice in (asked,) if isinstance(asked, str) else asked:
+            if choice not in choices:
+                raise UsageError(f'{name} cannot be "{choice}"; use one of {", ".join(choices)}')
+    if not re.fullmatch(DEVICE_PATTERN, values.get('device', 'auto')):
+        raise UsageError(f'device cannot be "{values["device"]}"; use auto, cpu, cuda or cuda:N')
+    for name in ('nprocs', 'omp_nthreads', 'gpu_slots', 'mem_gb'):
+        if values.get(name, 1) <= 0:
+            raise UsageError(f'{name} must be above 0, not {values[name]}')
 
 
 def _check_modules(asked: Sequence[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ LATER_MODULES = ('vbm', 'synth', 'classify')
 REFERENCES = ('sessionwise', 'first-lex')
 PRECISIONS = ('auto', 'float32', 'bfloat16')
 DEBUG = ('workdir', 'nipype', 'traceback')
+DEVICE_PATTERN = r'auto|cpu|cuda(:\d+)?'
 
 EXIT_CODES = """\
 exit codes:
@@ -167,7 +168,10 @@ def _add_method_options(parser: Parser) -> None:
         help='numbers inside the networks (default: auto, bfloat16 where the processor has it)',
     )  # fmt: skip
     group.add_argument(
-        '--random-seed', type=int, metavar='N', help='seed of everything random (default: 0)'
+        '--random-seed',
+        type=int,
+        metavar='N',
+        help='accepted and recorded; nothing in this release is random',
     )
     group.add_argument(
         '--sloppy', action='store_true', help='fast and rough, for tests of the installation only'
@@ -193,8 +197,10 @@ def _add_resource_options(parser: Parser) -> None:
         help='the same in MB, or with a suffix: 16G, 16000M',
     )  # fmt: skip
     group.add_argument(
-        '--low-mem', action='store_true', help='less memory for more time (smaller tiles)'
-    )
+        '--low-mem', action='store_true',
+        help='less memory: smaller tiles, and no averaging over the mirrored scan, which makes '
+        'results slightly less accurate',
+    )  # fmt: skip
     group.add_argument(
         '--gpu-slots', type=_positive, metavar='N',
         help='network steps that share the GPU at a time (default: 1)',
@@ -255,9 +261,9 @@ def _add_other_options(parser: Parser) -> None:
         '-v', '--verbose', action='count', help='say more (-v), or everything (-vv)'
     )
     group.add_argument(
-        '--debug', nargs='+', choices=DEBUG,
-        help='keep intermediate files (workdir, and any of the others), show what the workflow '
-        'engine says (nipype), or where an error comes from (traceback)',
+        '--debug', nargs='+', choices=(*DEBUG, 'all'),
+        help='keep intermediate files (workdir), log all that the workflow engine says (nipype), '
+        'show where an error comes from (traceback), or all of these',
     )  # fmt: skip
     group.add_argument(
         '--notrack', action='store_true',
@@ -270,7 +276,7 @@ def _add_other_options(parser: Parser) -> None:
 def _add_later_options(parser: Parser) -> None:
     for names in (
         ('-d', '--derivatives'), ('--output-spaces',), ('--smooth-fwhm',), ('--voxel-size',),
-        ('--resource-monitor',), ('--write-graph',), ('--lesion-mask',),
+        ('--resource-monitor',), ('--write-graph',), ('--lesion-mask',), ('--batch',),
     ):  # fmt: skip
         parser.add_argument(*names, nargs='*', action=_Later, help=argparse.SUPPRESS)
 
@@ -310,6 +316,6 @@ def _memory(unit: float) -> Callable[[str], float]:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', text):
+    if not re.fullmatch(DEVICE_PATTERN, text):
         raise argparse.ArgumentTypeError(f'"{text}" is not one of auto, cpu, cuda, cuda:N')
     return text

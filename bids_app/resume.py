@@ -22,8 +22,9 @@ STATE_SCHEMA = 1
 ANY_SIZE = -1
 """Recorded size of an output that may be written again, such as a report."""
 
-RELEVANT_OPTIONS = ('model', 'precision', 'random_seed', 'sloppy')
-"""Options that change what is written; devices, threads and memory do not count, nor do the
+RELEVANT_OPTIONS = ('model', 'precision', 'sloppy')
+"""Options that change what is written; devices, threads and memory do not count (nor the seed, as
+long as nothing is random), nor do the
 options that choose scans: those act through the inputs. Modules are compared apart, because a
 session with more of them than asked for is done."""
 

@@ -94,7 +94,7 @@ VALUES = {
 WITH_FILE = {'--bids-filter-file', '--use-plugin', '--nipype-plugin-file', '--config-file'}
 LATER = {
     '--derivatives', '--output-spaces', '--smooth-fwhm', '--voxel-size', '--resource-monitor',
-    '--write-graph', '--lesion-mask',
+    '--write-graph', '--lesion-mask', '--batch',
 }  # fmt: skip
 
 
@@ -239,6 +239,32 @@ def test_values_of_the_file_are_checked(raw, tmp_path):
     (tmp_path / 'c.toml').write_text('nprocs = 1\n')
     with pytest.raises(UsageError, match='bids_dir, output_dir, analysis_level'):
         cli.parse(['--config-file', 'c.toml'])
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('precision = "half"', 'precision cannot be "half"; use one of auto, float32'),
+        ('device = "gpu"', 'device cannot be "gpu"'),
+        ('debug = ["everything"]', 'debug cannot be "everything"'),
+        ('subject_anatomical_reference = "mean"', 'cannot be "mean"; use one of sessionwise'),
+        ('nprocs = 0', 'nprocs must be above 0, not 0'),
+        ('mem_gb = -1.5', 'mem_gb must be above 0, not -1.5'),
+    ],
+)
+def test_the_file_may_ask_for_no_more_than_the_command_line(raw, line, message):
+    Path('c.toml').write_text(line + '\n')
+    with pytest.raises(UsageError, match=message):
+        parse(raw, '--config-file', 'c.toml')
+
+
+def test_debug_all_is_each_of_them(raw):
+    assert (
+        parse(raw, '--debug', 'all').debug
+        == parse(raw, '--debug', 'workdir', 'nipype', 'traceback').debug
+    )
+    Path('c.toml').write_text('debug = ["all"]\n')
+    assert 'workdir' in parse(raw, '--config-file', 'c.toml').debug
 
 
 # Running

@@ -97,7 +97,7 @@ def test_moved_data_set_is_the_same(session, tmp_path):
     ('change', 'reason'),
     [
         ({'precision': 'float32'}, 'option changed: precision was auto, is float32'),
-        ({'random_seed': 1}, 'option changed: random_seed was 0, is 1'),
+        ({'sloppy': True}, 'option changed: sloppy was False, is True'),
     ],
 )
 def test_changed_option_runs(session, change, reason):
@@ -105,7 +105,9 @@ def test_changed_option_runs(session, change, reason):
     assert verdict(config.replace(**change), state, scan) == ('run', reason)
 
 
-@pytest.mark.parametrize('change', [{'nprocs': 7}, {'device': 'cpu'}, {'low_mem': True}])
+@pytest.mark.parametrize(
+    'change', [{'nprocs': 7}, {'device': 'cpu'}, {'low_mem': True}, {'random_seed': 1}]
+)
 def test_option_without_effect_on_results_does_not_run(session, change):
     config, state, scan = session
     assert verdict(config.replace(**change), state, scan)[0] == 'done'

@@ -92,7 +92,7 @@ def configure_nipype(config: RunConfig, log_handler: logging.Handler | None = No
             'stop_on_first_crash': str(config.stop_on_first_crash).lower(),
         }
     })  # fmt: skip
-    level = logging.DEBUG if 'nipype' in config.debug or config.verbose > 2 else logging.WARNING
+    level = logging.DEBUG if 'nipype' in config.debug or config.verbose > 1 else logging.WARNING
     quiet_nipype(log_handler, level)
 
 

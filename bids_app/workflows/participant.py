@@ -270,7 +270,7 @@ def _finish(job: Job, config: RunConfig, model: ModelInUse) -> None:
     _write_state(job, config, model, status='done', outputs=outputs, content=content)
     job.end('finished', '')
     _warn(job, content)
-    if not {'workdir', 'all'} & set(config.debug):
+    if 'workdir' not in config.debug:
         shutil.rmtree(job.work_dir, ignore_errors=True)
 
 
