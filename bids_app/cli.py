@@ -189,7 +189,11 @@ def _write_dataset_files(config: RunConfig) -> None:
         models = [{'name': card.name, 'version': card.version, 'sha256': card.sha256}]
     except ModelError:  # an error for who computes, not for who only wants the text
         models = []
-    text = citation_markdown(methods_text(__version__, models, config.modules))
+    text = citation_markdown(
+        methods_text(
+            __version__, models, config.modules, sloppy=config.sloppy, low_mem=config.low_mem
+        )
+    )
     write_dataset_files(config, methods=text, bibliography=citation_bibtex())
 
 

@@ -156,8 +156,13 @@ def methods_text(
     version: str,
     models: Sequence[Mapping[str, Any]] = (),
     modules: Sequence[str] = ('mask', 'tissue', 'wholebrain'),
+    *,
+    sloppy: bool = False,
+    low_mem: bool = False,
 ) -> str:
     """Word the methods section as Markdown with citations such as ``[@n4]``.
+
+    It tells of the steps that run, and of no others.
 
     Parameters
     ----------
@@ -167,21 +172,16 @@ def methods_text(
         ``name``, ``version`` and ``sha256`` of the weights that were used.
     modules : sequence of str
         What was computed.
+    sloppy, low_mem : bool
+        Options that leave out part of a step.
     """
-    weights = ', '.join(
-        f'{model.get("name", "?")}'
-        + (f' version {model["version"]}' if model.get('version') else '')
-        + (f' (SHA-256 {str(model["sha256"])[:12]})' if model.get('sha256') else '')
-        for model in models
-    )
     paragraphs = [
         f'Anatomical images were processed with AnatNet {version}, a BIDS App [@bids; @bidsapps] '
         'that is built on Nipype [@nipype] and PyBIDS [@pybids].',
         'Each T1-weighted image was reoriented to RAS axis order and resampled to 1 mm isotropic '
-        'voxels. The brain was located by a three-dimensional U-Net [@unet] that was trained on '
-        'images synthesised from label maps, so that it is insensitive to contrast, resolution '
-        'and presence of the skull [@synthseg]. Intensity non-uniformity was corrected with N4 '
-        '[@n4] as distributed with ANTsPy [@antsx] inside the brain mask on a shrunken grid.',
+        'voxels. The brain was located on the whole head at 3 mm by a three-dimensional residual '
+        'U-Net [@unet] that was trained on images synthesised from label maps, so that it is '
+        'insensitive to contrast, resolution and presence of the skull [@synthseg].',
     ]
     results = []
     if 'tissue' in modules:
@@ -192,20 +192,46 @@ def methods_text(
             'names of FreeSurfer [@aseg]'
         )
     if results:
-        paragraphs.append(
-            f'A second network segmented the corrected image in one pass into '
-            f'{" and ".join(results)}, which were resampled to the grid of the input image. '
-            'Volumes are sums of probabilities; voxelwise uncertainty is the normalised entropy '
-            'of the posterior over labels.'
-        )
+        paragraphs += [
+            _bias_text('two' if sloppy else 'three'),
+            _segmentation_text(' and '.join(results), mirrored=not (sloppy or low_mem)),
+            'Image quality was described with the measures of MRIQC [@mriqc], among them the '
+            'coefficient of joint variation [@cjv], contrast-to-noise ratio [@cnr] and entropy '
+            'focus criterion [@efc].',
+        ]
+    else:
+        paragraphs[-1] += ' The brain mask was resampled to the grid of the input image.'
+    weights = ', '.join(
+        f'{model.get("name", "?")}'
+        + (f' version {model["version"]}' if model.get('version') else '')
+        + (f' (SHA-256 {str(model["sha256"])[:12]})' if model.get('sha256') else '')
+        for model in models
+    )
     if weights:
         paragraphs.append(f'Network weights: {weights}.')
-    paragraphs.append(
-        'Image quality was described with the measures of MRIQC [@mriqc], among them the '
-        'coefficient of joint variation [@cjv], contrast-to-noise ratio [@cnr] and entropy focus '
-        'criterion [@efc].'
-    )
     return '\n\n'.join(paragraphs) + '\n'
+
+
+def _bias_text(resolutions: str) -> str:
+    return (
+        'Intensity non-uniformity was estimated with N4 [@n4] as distributed with ANTsPy [@antsx] '
+        f'in {resolutions} resolutions, from samples on a coarse grid (about 4 mm) inside the '
+        'brain mask; the image was divided by the field on its own grid, without interpolation of '
+        'its voxels.'
+    )
+
+
+def _segmentation_text(results: str, mirrored: bool) -> str:
+    average = (
+        'Its probabilities were averaged with those of the mirrored image. ' if mirrored else ''
+    )
+    return (
+        'A second network of this kind segmented the corrected image at 1 mm in overlapping '
+        'blocks, given the image and the probabilities of the first network. '
+        f'{average}The probabilities were resampled to the grid of the input image and the labels '
+        f'decided there, which gave {results}. Volumes are sums of probabilities; voxelwise '
+        'uncertainty is the normalised entropy of the posterior over labels.'
+    )
 
 
 _CITATION = re.compile(r'\[(@[\w-]+(?:;\s*@[\w-]+)*)\]')

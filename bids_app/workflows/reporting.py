@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_app import __version__
+from bids_app.bids.inputs import SessionRecord, Skipped
 from bids_app.config import RunConfig
 from bids_app.interfaces.report import make_page, report_content
 from bids_app.resume import read_state, relative
@@ -40,7 +41,7 @@ def context(job: Job, config: RunConfig, model: ModelInUse, device_reason: str) 
         ] if scan is not None else [],
         'skipped': [
             {'path': relative(skipped.path, config.bids_dir), 'reason': skipped.reason}
-            for skipped in record.skipped
+            for skipped in (*record.skipped, *_not_processed(record))
         ],
         'files': {'t1w': str(scan.path)} if scan is not None else {},
         'participant': participant(config.bids_dir, record.subject),
@@ -52,8 +53,20 @@ def context(job: Job, config: RunConfig, model: ModelInUse, device_reason: str) 
             'device_reason': device_reason,
         },
         'models': [{**model.info, 'licence': model.licence}],
-        'methods': methods_text(__version__, [model.info], config.modules),
+        'methods': methods_text(
+            __version__, [model.info], config.modules, sloppy=config.sloppy, low_mem=config.low_mem
+        ),
     }  # fmt: skip
+
+
+def _not_processed(record: SessionRecord) -> list[Skipped]:
+    """List what was found for modules that this release does not have."""
+    scans = (record.t2w, record.flair, *record.dwi)
+    return [
+        Skipped(scan.path, f'found, but this release does not process {scan.suffix} images')
+        for scan in scans
+        if scan is not None
+    ]
 
 
 def failure_report(

@@ -118,7 +118,20 @@ def test_methods_cite_only_known_references():
     assert '@' not in markdown
     assert 'abababababab' in markdown
     assert markdown.count('https://doi.org/') == len(methods.cited(text))
-    assert 'wholebrain' not in methods.methods_text('1', [], ('mask',))
+
+
+def test_methods_tell_of_the_steps_that_ran_and_of_no_others():
+    full = methods.methods_text('1')
+    for step in ('3 mm', '@n4', 'three resolutions', 'at 1 mm', 'mirrored', 'DeepNAT', '@mriqc'):
+        assert step in full
+    mask = methods.methods_text('1', [], ('mask',))
+    for step in ('@n4', 'second network', 'Volumes', '@mriqc'):
+        assert step not in mask
+    assert 'DeepNAT' not in methods.methods_text('1', [], ('mask', 'tissue'))
+    sloppy = methods.methods_text('1', sloppy=True)
+    assert 'two resolutions' in sloppy
+    assert 'mirrored' not in sloppy
+    assert 'mirrored' not in methods.methods_text('1', low_mem=True)
 
 
 def test_references_are_unique_and_complete():
