@@ -168,7 +168,8 @@ def _run_participant(config: RunConfig, records: list[SessionRecord]) -> int:
 
 def _prepare_output(config: RunConfig) -> None:
     """Make the output a data set, open the log file and keep the configuration beside it."""
-    from bids_app.bids.dataset import atomic_write_text, check_output_dir
+    from bids_app.bids.dataset import check_output_dir
+    from bids_app.bids.files import atomic_write_text
     from bids_app.logs import add_log_file
 
     check_output_dir(config.output_dir)

@@ -10,35 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_app import __version__
-from bids_app.bids.files import (
-    atomic_copy,
-    atomic_open,
-    atomic_save_nifti,
-    atomic_write_bytes,
-    atomic_write_text,
-    remove_leftovers,
-    write_if_different,
-    write_sidecar,
-)
+from bids_app.bids.files import atomic_write_bytes, write_if_different
 from bids_app.errors import AnatNetError, UsageError
 
 if TYPE_CHECKING:
     from bids_app.config import RunConfig
-
-__all__ = [
-    'atomic_copy',
-    'atomic_open',
-    'atomic_save_nifti',
-    'atomic_write_bytes',
-    'atomic_write_text',
-    'bids_uri',
-    'check_output_dir',
-    'dataset_description',
-    'remove_leftovers',
-    'write_dataset_files',
-    'write_if_different',
-    'write_sidecar',
-]
 
 LOGGER = logging.getLogger('anatnet.bids')
 
@@ -78,17 +54,6 @@ Per session, in `sub-*/[ses-*/]anat/`, all on the grid of the T1w scan:
 
 `sub-*.html` are the reports to look at first. Results are for research, not for clinical use.
 """
-
-
-def bids_uri(path: Path, bids_dir: Path) -> str:
-    """Name a raw file as a sidecar's ``Sources`` wants it.
-
-    Examples
-    --------
-    >>> bids_uri(Path('/data/sub-01/anat/sub-01_T1w.nii.gz'), Path('/data'))
-    'bids:raw:sub-01/anat/sub-01_T1w.nii.gz'
-    """
-    return f'bids:raw:{Path(path).relative_to(bids_dir).as_posix()}'
 
 
 def dataset_description(config: RunConfig) -> dict[str, Any]:

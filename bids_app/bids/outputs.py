@@ -43,7 +43,7 @@ class Outputs:
     >>> outputs.path('report').as_posix()
     'out/sub-01_ses-a.html'
     >>> outputs.figure('desc-brain_mask').as_posix()
-    'out/sub-01/figures/sub-01_ses-a_desc-brain_mask.png'
+    'out/sub-01/figures/sub-01_ses-a_desc-brain_mask.svg'
     """
 
     def __init__(self, output_dir: Path, subject: str, session: str | None = None) -> None:
@@ -92,7 +92,7 @@ class Outputs:
         fields = {**table()[key]['sidecar'], **extra}
         return {name: value for name, value in fields.items() if value is not None}
 
-    def figure(self, name: str, extension: str = '.png') -> Path:
+    def figure(self, name: str, extension: str = '.svg') -> Path:
         """Return the path of a figure of the report, for instance ``desc-brain_mask``."""
         return self.figures_dir / f'{self.prefix}_{name}{extension}'
 

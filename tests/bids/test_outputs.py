@@ -12,13 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_app.bids.dataset import (
-    atomic_save_nifti,
-    atomic_write_text,
-    bids_uri,
-    write_dataset_files,
-    write_sidecar,
-)
+from bids_app.bids.dataset import write_dataset_files
+from bids_app.bids.files import atomic_save_nifti, atomic_write_text, write_sidecar
 from bids_app.bids.outputs import ENTITY_ORDER, Outputs, table
 from bids_app.config import RunConfig
 
@@ -63,7 +58,7 @@ def test_entries_are_well_formed(key):
 def test_paths_of_report_figures_logs_and_state():
     outputs = Outputs(Path('out'), '01', 'a')
     assert outputs.path('report') == Path('out/sub-01_ses-a.html')
-    assert outputs.figure('dseg', '.svg') == Path('out/sub-01/figures/sub-01_ses-a_dseg.svg')
+    assert outputs.figure('dseg') == Path('out/sub-01/figures/sub-01_ses-a_dseg.svg')
     assert outputs.log_dir('x') == Path('out/sub-01/log/x')
     assert outputs.state_file.parent == Path('out/sub-01/log')
     assert Outputs(Path('out'), '01', 'b').state_file != outputs.state_file
@@ -89,7 +84,7 @@ def test_validator_finds_no_error_in_a_tree_of_all_outputs(make_bids, tmp_path):
     write_dataset_files(config, methods='text', bibliography='text')
     image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4))
     image.header.set_xyzt_units('mm', 'sec')
-    source = bids_uri(raw / 'sub-01/anat/sub-01_T1w.nii.gz', raw)
+    source = 'bids:raw:sub-01/anat/sub-01_T1w.nii.gz'
     for outputs in (Outputs(out, '01'), Outputs(out, '02', 'a')):
         for key in table():
             if outputs.path(key).suffix == '.tsv':
@@ -100,7 +95,7 @@ def test_validator_finds_no_error_in_a_tree_of_all_outputs(make_bids, tmp_path):
         for file in (
             outputs.path('report'),
             outputs.figure('desc-brain_mask'),
-            outputs.figure('dseg', '.svg'),
+            outputs.figure('dseg', '.png'),
             outputs.state_file,
             outputs.log_dir('run') / 'crash.txt',
             config.log_dir / 'anatnet.log',
