@@ -34,10 +34,15 @@ Validator = Callable[[nn.Module], dict[str, float]]
 
 
 def make_sampler(
-    stage: StageRecipe, maps: LabelMaps, seed: int, coarse: CoarseStage | None = None
+    stage: StageRecipe,
+    maps: LabelMaps,
+    seed: int,
+    coarse: CoarseStage | None = None,
+    late: bool = False,
 ) -> Sampler:
     """Return the sampler that fits a stage: fine where the network takes context."""
-    common = (maps, stage.ranges, stage.shape, stage.spacing, stage.draws, seed)
+    ranges = stage.late_ranges if late else stage.ranges
+    common = (maps, ranges, stage.shape, stage.spacing, stage.draws, seed)
     if stage.arguments.get('context_channels'):
         return FineSampler(*common, coarse=coarse)
     return CoarseSampler(*common)
@@ -142,18 +147,7 @@ class Trainer:
         self.step = 0
         self.best = -math.inf
         self._resume()
-        # A resumed run must not see the samples of the first steps again.
-        self.samples = iter(
-            DataLoader(
-                _Endless(
-                    lambda number: make_sampler(stage, maps, number, coarse),
-                    seed + 1_000_003 * (self.step + 1),
-                ),
-                batch_size=None,
-                num_workers=workers,
-                multiprocessing_context='fork' if workers else None,
-            )
-        )
+        self.maps, self.seed, self.workers = maps, seed, workers
         self.validator = validator or self._synthetic_validator(validation_maps)
 
     def _resume(self) -> None:
@@ -171,6 +165,19 @@ class Trainer:
         temporary = self.folder / f'.{name}.{os.getpid()}'
         torch.save(content, temporary)
         os.replace(temporary, self.folder / name)
+
+    def _samples(self, late: bool) -> Iterator[Sample]:
+        """Return an endless sequence; a resumed run does not see the first samples again."""
+        loader = DataLoader(
+            _Endless(
+                lambda number: make_sampler(self.stage, self.maps, number, self.coarse, late),
+                self.seed + 1_000_003 * (self.step + 1),
+            ),
+            batch_size=None,
+            num_workers=self.workers,
+            multiprocessing_context='fork' if self.workers else None,
+        )
+        return iter(loader)
 
     def checkpoint(self) -> None:
         """Write all that a later call needs to go on."""
@@ -206,11 +213,16 @@ class Trainer:
         parts: dict[str, float] = {}
         started = time.monotonic()
         since = 0
+        late = stage.falling(self.step, steps)
+        samples = self._samples(late)
         while self.step < steps and time.monotonic() < deadline:
             factor = learning_rate_factor(self.step, steps, stage.warmup, stage.decay)
             for group in self.optimizer.param_groups:
                 group['lr'] = stage.learning_rate * factor
-            new = self._train_step()
+            if late != stage.falling(self.step, steps):
+                late = True
+                samples = self._samples(late)
+            new = self._train_step(samples)
             parts = {k: 0.98 * parts.get(k, v) + 0.02 * v for k, v in new.items()}
             self.step += 1
             since += 1
@@ -232,9 +244,9 @@ class Trainer:
             self.validate()
         return self.folder / 'best.pt'
 
-    def _train_step(self) -> dict[str, float]:
-        samples = [next(self.samples) for _ in range(self.stage.batch)]
-        image, context, target, side = _batch(samples, self.device)
+    def _train_step(self, samples: Iterator[Sample]) -> dict[str, float]:
+        drawn = [next(samples) for _ in range(self.stage.batch)]
+        image, context, target, side = _batch(drawn, self.device)
         self.network.train()
         with torch.autocast(self.device.type, torch.bfloat16):
             logits = self.network(image, context)

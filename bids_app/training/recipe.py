@@ -43,6 +43,8 @@ class StageRecipe:
         Steps between validations.
     ranges : Ranges
         Ranges of the synthesis.
+    late_ranges : Ranges
+        Ranges while the learning rate falls: milder and closer to the scans that matter most.
     """
 
     network: str
@@ -59,6 +61,11 @@ class StageRecipe:
     average: float
     validate_every: int
     ranges: Ranges
+    late_ranges: Ranges
+
+    def falling(self, step: int, steps: int) -> bool:
+        """Return whether the learning rate falls at a step of a schedule of so many steps."""
+        return step >= steps * (1 - self.decay)
 
 
 @dataclass(frozen=True)
@@ -113,14 +120,15 @@ def read_recipe(path: Path) -> Recipe:
         stages = {}
         for name, entries in table['stage'].items():
             ranges = {**common, **entries.get('ranges', {})}
-            unknown = set(ranges) - {entry.name for entry in fields(Ranges)}
-            if unknown:
-                raise UsageError(f'{path}: unknown range {sorted(unknown)[0]!r}')
-            values = {**entries, 'shape': tuple(entries['shape'])}
-            values['ranges'] = Ranges(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in ranges.items()}
+            late = {**ranges, **entries.get('late_ranges', {})}
+            stages[name] = StageRecipe(
+                **{
+                    **entries,
+                    'shape': tuple(entries['shape']),
+                    'ranges': _ranges(path, ranges),
+                    'late_ranges': _ranges(path, late),
+                }
             )
-            stages[name] = StageRecipe(**values)
         return Recipe(
             **table['model'],
             data=table['data'],
@@ -132,6 +140,13 @@ def read_recipe(path: Path) -> Recipe:
         raise UsageError(
             f'{path}: not a complete recipe ({error}): see docs/training.md'
         ) from error
+
+
+def _ranges(path: Path, values: dict[str, Any]) -> Ranges:
+    unknown = set(values) - {entry.name for entry in fields(Ranges)}
+    if unknown:
+        raise UsageError(f'{path}: unknown range {sorted(unknown)[0]!r}')
+    return Ranges(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
