@@ -41,11 +41,12 @@ check-python:
 	  echo "$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv"; \
 	  exit 1; }
 
-$(BIN)/python: | check-python
+# pip is the last that venv makes: an environment that was cut off is made again.
+$(BIN)/pip: | check-python
 	$(PYTHON) -m venv "$(VENV)"
 
 # The constraints hold for an environment that has no torch yet: one that is there is kept.
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/pip
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then constraints=""; \
 	else constraints="--constraint constraints.txt"; fi; \
 	echo "Installing into $(VENV)"; \

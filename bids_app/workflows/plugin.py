@@ -356,7 +356,7 @@ def reason_of_crash(crash_file: Path) -> tuple[str, bool]:
         The message of the last error in the file, with the name of the error in front unless it
         is one that was written for users.
     foreseen : bool
-        Whether it was such an error (of :mod:`bids_app.errors`, or a killed worker).
+        Whether it was such an error (of :mod:`bids_app.errors`, a killed worker, or no memory).
     """
     try:
         text = crash_file.read_text(errors='replace')
@@ -375,4 +375,8 @@ def reason_of_crash(crash_file: Path) -> tuple[str, bool]:
     if name.startswith('bids_app.errors.') or name == WORKER_DIED:
         return message.strip(), True
     short = name.rsplit('.', 1)[-1]
+    if short.endswith('MemoryError'):
+        hint = 'give the job more memory, or use --low-mem or fewer --nprocs'
+        what = message.strip() or 'memory ran out'
+        return (what if '--low-mem' in what else f'{what}; {hint}'), True
     return f'{short}: {message.strip()}' if message else short, False

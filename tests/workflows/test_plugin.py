@@ -140,6 +140,9 @@ def test_small_nodes_do_not_overtake(nodes, started):
     assert plugin._sort_jobs(range(len(nodes))[::-1]) == started
 
 
+MORE_MEMORY = 'give the job more memory, or use --low-mem or fewer --nprocs'
+
+
 @pytest.mark.parametrize(
     ('text', 'reason', 'foreseen'),
     [
@@ -150,7 +153,14 @@ def test_small_nodes_do_not_overtake(nodes, started):
             True,
         ),
         (f'{WORKER_DIED}: the worker process was killed\n', 'the worker process was killed', True),
-        ('torch.cuda.OutOfMemoryError: CUDA\n', 'OutOfMemoryError: CUDA', False),
+        ('torch.cuda.OutOfMemoryError: CUDA\n', f'CUDA; {MORE_MEMORY}', True),
+        ('MemoryError\n', f'memory ran out; {MORE_MEMORY}', True),
+        ('MemoryError: no room: use --low-mem\n', 'no room: use --low-mem', True),
+        (
+            'numpy._core._exceptions._ArrayMemoryError: Unable to allocate 4. GiB\n',
+            f'Unable to allocate 4. GiB; {MORE_MEMORY}',
+            True,
+        ),
         ('KeyError\n', 'KeyError', False),
     ],
 )
