@@ -63,11 +63,34 @@ def with_nan():
     return data
 
 
+def turned():
+    """Return a head with permuted, flipped and oblique axes."""
+    image = nifti(head(4))
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(image.affine), nib.orientations.axcodes2ornt('PIL')
+    )
+    image = image.as_reoriented(turn)
+    tilt = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, 0.15))
+    affine = tilt @ image.affine
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    return image
+
+
+def sform_of_another_space():
+    image = nifti(head(5))
+    image.set_sform(np.diag([1.25, 1.25, 1.25, 1]) @ image.affine, 4)
+    return image
+
+
 # Content of a scan, and what its line says; None for scans that are processed.
 SCANS = {
     'good': (lambda: pack(nifti(head()).to_bytes()), None),
     'nan': (lambda: pack(nifti(with_nan()).to_bytes()), None),
     'volumes': (lambda: pack(nifti(np.stack([head(2), head(3)], -1)).to_bytes()), None),
+    'turned': (lambda: pack(turned().to_bytes()), None),
+    'othersform': (lambda: pack(sform_of_another_space().to_bytes()), None),
+    'thick': (lambda: pack(nifti(head()[..., ::3], (2, 2, 6)).to_bytes()), None),
     'html': (lambda: b'<!DOCTYPE html><html><body>404</body></html>' * 20, 'web page'),
     'empty': (lambda: b'', 'is empty'),
     'cut': (lambda: pack(nifti(head()).to_bytes())[:-2000], 'cut off'),
@@ -229,6 +252,9 @@ def test_what_is_unusual_is_a_warning_and_in_the_report(bad_data):
     assert 'WARNING: sub-volumes: the file holds 2 volumes; the first was used' in text
     assert 'WARNING: sub-good: quality check: fail: ' in text  # 32 mm is no human brain
     assert '2 volumes; the first was used' in (app.out / 'sub-volumes.html').read_text()
+    assert 'WARNING: sub-othersform: the sform has voxels of 2.5 x' in text
+    assert 'WARNING: sub-turned: sform' not in text
+    assert 'WARNING: sub-thick: slices are 6 mm thick' in text
     assert 'NaN or infinite' in (app.out / 'sub-nan.html').read_text()
 
 
