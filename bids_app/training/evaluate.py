@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -174,8 +175,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, object]:
     """Evaluate all references of a folder; see the command's help."""
     from bids_app.images.scans import load_scan
 
-    if options.synthesise and not options.model:
-        raise UsageError('--synthesise needs --model')
+    for needs, given in (('--synthesise', options.synthesise), ('--card', options.card)):
+        if given and not options.model:
+            raise UsageError(f'{needs} needs --model')
     references = sorted(options.reference.glob(options.pattern))[: options.limit]
     if not references:
         raise UsageError(f'{options.reference}: nothing matches {options.pattern}')
@@ -251,6 +253,33 @@ def summarise(scans: dict[str, dict]) -> dict[str, object]:
     }  # fmt: skip
 
 
+def write_into_card(folder: Path, name: str, result: dict[str, object], command: str) -> None:
+    """Put scores and the command that produced them into the card of a model.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Model folder.
+    name : str
+        Key below ``validation``.
+    result : dict
+        From :func:`summarise`.
+    command : str
+        How to get these scores again.
+    """
+    path = folder / 'card.json'
+    card = json.loads(path.read_text(encoding='utf-8'))
+    scores = {key: value for key, value in result.items() if key not in ('seconds', 'structures')}
+    scores['structures'] = {
+        structure: {key: row[key] for key in ('dice', 'hd95', 'dice_min')}
+        for structure, row in result['structures'].items()
+    }
+    card.setdefault('validation', {})[name] = {'command': command, **scores}
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary.write_text(json.dumps(card, indent=2) + '\n', encoding='utf-8')
+    os.replace(temporary, path)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser of ``python -m bids_app.training.evaluate``."""
     parser = argparse.ArgumentParser(
@@ -278,6 +307,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--threads', type=int, help='CPU threads')
     parser.add_argument('--no-surface', action='store_true', help='skip Hausdorff distances')
     parser.add_argument('--out', type=Path, help='write the JSON there as well')
+    parser.add_argument(
+        '--card', metavar='NAME', help='write the scores into the card of the model by this name'
+    )
     return parser
 
 
@@ -293,6 +325,17 @@ def main(argv: list[str] | None = None) -> int:
     except AnatNetError as error:
         print(f'anatnet: error: {error}', file=sys.stderr)
         return error.exit_code
+    if options.card:
+        from bids_app.inference.models import find_model
+
+        words = sys.argv[1:] if argv is None else argv
+        shown = ' '.join('DATA' if word == str(options.reference) else word for word in words)
+        write_into_card(
+            find_model(options.model, options.models_dir),
+            options.card,
+            result,
+            f'python -m bids_app.training.evaluate {shown}',
+        )
     text = json.dumps(result, indent=2)
     print(text)
     if options.out:

@@ -90,3 +90,18 @@ def test_synthetic_scan_and_truth_share_the_grid_and_the_sides(head_files):
     assert image[labels == 2].mean() > image[labels == 3].mean() > image[labels == 24].mean()
     again, _ = synthetic_scan(head_files[0])
     np.testing.assert_array_equal(image, again)
+
+
+def test_scores_go_into_the_card_with_their_command(tmp_path):
+    from bids_app.training.evaluate import summarise, write_into_card
+
+    labels = np.zeros((12, 6, 6), dtype=np.int16)
+    labels[1:4, 1:5, 1:5] = 17
+    rows = compare(labels, labels, (1, 1, 1))
+    scans = {'a': {'structures': rows, 'brain_dice': 1.0, 'seconds': 2.0}}
+    (tmp_path / 'card.json').write_text('{"name": "m"}')
+    write_into_card(tmp_path, 'manual', summarise(scans), 'command')
+    card = json.loads((tmp_path / 'card.json').read_text())
+    assert card['name'] == 'm'
+    assert card['validation']['manual']['command'] == 'command'
+    assert card['validation']['manual']['structures']['Left-Hippocampus']['dice'] == 1
