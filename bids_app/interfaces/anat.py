@@ -8,10 +8,12 @@ process so far (``peak_gb``, 10^9 bytes).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,18 @@ def write_info(folder: str | Path, watch: Stopwatch, info: dict[str, Any]) -> st
 def read_info(path: str | Path) -> dict[str, Any]:
     """Read what a step wrote with :func:`write_info`."""
     return json.loads(Path(path).read_text())
+
+
+@contextlib.contextmanager
+def borrowed_gpu(device: str) -> Iterator[None]:
+    """Give back the GPU memory that torch keeps for itself: other workers share the device."""
+    try:
+        yield
+    finally:
+        if device.startswith('cuda'):
+            import torch
+
+            torch.cuda.empty_cache()
 
 
 def _plain(value: Any) -> Any:
@@ -132,7 +146,10 @@ class LocateBrain(SimpleInterface):
         from bids_app.inference.brain import locate_brain
 
         watch = Stopwatch()
-        found = locate_brain(Path(self.inputs.in_file), Path(runtime.cwd), **self.inputs.options())
+        with borrowed_gpu(self.inputs.device):
+            found = locate_brain(
+                Path(self.inputs.in_file), Path(runtime.cwd), **self.inputs.options()
+            )
         self._results['coarse_file'] = str(found['coarse_file'])
         self._results['mask_file'] = str(found['mask_file'])
         self._results['info'] = write_info(runtime.cwd, watch, found)
@@ -220,14 +237,15 @@ class SegmentBrain(SimpleInterface):
         from bids_app.inference.brain import segment_brain
 
         watch = Stopwatch()
-        found = segment_brain(
-            Path(self.inputs.in_file),
-            Path(self.inputs.coarse_file),
-            Path(self.inputs.native_file),
-            Path(runtime.cwd),
-            sloppy=self.inputs.sloppy,
-            **self.inputs.options(),
-        )
+        with borrowed_gpu(self.inputs.device):
+            found = segment_brain(
+                Path(self.inputs.in_file),
+                Path(self.inputs.coarse_file),
+                Path(self.inputs.native_file),
+                Path(runtime.cwd),
+                sloppy=self.inputs.sloppy,
+                **self.inputs.options(),
+            )
         for key, name in _SEGMENT_FILES.items():
             self._results[key] = str(Path(runtime.cwd) / f'{name}.nii')
         self._results['info'] = write_info(runtime.cwd, watch, found)
