@@ -27,6 +27,7 @@ exit codes:
   16  the input is not a valid BIDS data set
   66  no participant, session or scan matches
   70  a fault in AnatNet itself
+  130, 143  interrupted; the same command goes on from there
 
 Every option may be written with - or _ between its words. Results are for research, not for
 clinical use.

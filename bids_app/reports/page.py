@@ -276,7 +276,6 @@ _RUN_LABELS = {
     'precision': 'Precision',
     'fallback': 'Memory fallback',
     'threads': 'CPU threads',
-    'random_seed': 'Random seed',
     'modules': 'Modules',
     'peak_memory_gb': 'Peak memory (GB)',
 }

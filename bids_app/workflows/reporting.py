@@ -28,6 +28,13 @@ LOGGER = logging.getLogger('anatnet.workflow')
 CRASH_CHARACTERS = 20_000
 
 
+_OPTION_WARNINGS = {
+    'sloppy': 'Made with --sloppy: rough, to test an installation. Do not use the results.',
+    'low_mem': 'Made with --low-mem: no averaging over the mirrored scan, so results are slightly '
+    'less accurate.',
+}
+
+
 def context(job: Job, config: RunConfig, model: ModelInUse, device_reason: str) -> dict[str, Any]:
     """Return what is known of a session before it is computed, as fields of a SessionReport."""
     from bids_app.reports.methods import methods_text
@@ -51,7 +58,9 @@ def context(job: Job, config: RunConfig, model: ModelInUse, device_reason: str) 
             'run_uuid': config.run_uuid,
             'started': datetime.now().astimezone().isoformat(timespec='seconds'),
             'device_reason': device_reason,
+            'modules': list(config.modules),
         },
+        'warnings': [text for option, text in _OPTION_WARNINGS.items() if getattr(config, option)],
         'models': [{**model.info, 'licence': model.licence}],
         'methods': methods_text(
             __version__, [model.info], config.modules, sloppy=config.sloppy, low_mem=config.low_mem

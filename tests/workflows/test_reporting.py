@@ -36,6 +36,7 @@ def test_report_names_everything_that_was_found(raw, tmp_path):
         },
     ]
     assert 'two resolutions' in found['methods']
+    assert [text.split(':')[0] for text in found['warnings']] == ['Made with --sloppy']
 
 
 def test_participant_is_what_the_table_says_of_it(raw):
