@@ -152,7 +152,8 @@ def assess(measures: Mapping[str, float], notes: Iterable[tuple[str, str]] = ())
         reason = ''
         if status != 'ok':
             meaning = limit.low if value < limit.ok[0] else limit.high
-            reason = f'{limit.name} is {value:.3g} (expected {threshold}): {meaning}'
+            shown = f'{value:.0f}' if abs(value) >= 100 else f'{value:.3g}'
+            reason = f'{limit.name} is {shown} (expected {threshold}): {meaning}'
             found.append((status, reason))
         checks.append(
             {

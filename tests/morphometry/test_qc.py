@@ -67,6 +67,11 @@ def test_efc_limits():
     assert math.isnan(qc.efc(np.zeros((4, 4, 4))))
 
 
+def test_reasons_give_large_values_in_full():
+    (reason,) = assess({'tiv_ml': 2345.6})['reasons']
+    assert reason.startswith('tiv_ml is 2346 (expected')
+
+
 def test_efc_of_values_at_the_end_of_single_precision():
     image = np.full((8, 8, 8), 1e4, np.float32)
     image[0] = np.finfo(np.float32).smallest_subnormal
