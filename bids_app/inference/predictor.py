@@ -74,7 +74,7 @@ class Predictor:
         if self.tile is not None and self.tile not in TILES:
             rungs.insert(0, (self.device, self.tile))
         if self.device != 'cpu':
-            rungs.append(('cpu', 96))
+            rungs.append(('cpu', self.tile or 96))
         for number, (device, tile) in enumerate(rungs):
             try:
                 result = self._run(device, tile, image, context)
