@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from bids_app.images.intensity import normalise_brain, normalise_head
-from bids_app.images.masks import fill_holes, largest_component
+from bids_app.images.masks import largest_component
 from bids_app.inference.context import resample_linear
 from bids_app.inference.predictor import Predictor, pad_to_multiple
 
@@ -257,8 +257,3 @@ def segment(
     else:
         found = _probabilities(predictor.logits(given, context))
     return Posterior(found[:-1], (found[-1] + 1) / 2, corner)
-
-
-def clean_posterior(posterior: Posterior) -> np.ndarray:
-    """Return the brain mask of a posterior: one piece, no holes; shape (x, y, z), bool."""
-    return fill_holes(largest_component((posterior.classes[0] < 0.5).numpy()))
