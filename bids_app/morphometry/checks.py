@@ -91,7 +91,7 @@ LIMITS = (
         'mean_entropy', (-INF, 0.25), (-INF, 0.5), high='the segmentation is unsure',
     ),
     Limit(
-        'confidence', (0.6, INF), (0.4, INF), low='the brain was hard to recognise',
+        'confidence', (0.55, INF), (0.4, INF), low='the brain was hard to recognise',
     ),
     Limit(
         'wm_gm_ratio', (1.04, INF), (-INF, INF), low='white matter is not brighter than grey '
