@@ -253,6 +253,11 @@ def summarise(scans: dict[str, dict]) -> dict[str, object]:
     }  # fmt: skip
 
 
+def _numbers(row: dict[str, object]) -> dict[str, object]:
+    """Leave out what was not measured: JSON has no nan."""
+    return {key: value for key, value in row.items() if value == value}
+
+
 def write_into_card(folder: Path, name: str, result: dict[str, object], command: str) -> None:
     """Put scores and the command that produced them into the card of a model.
 
@@ -271,10 +276,10 @@ def write_into_card(folder: Path, name: str, result: dict[str, object], command:
     card = json.loads(path.read_text(encoding='utf-8'))
     scores = {key: value for key, value in result.items() if key not in ('seconds', 'structures')}
     scores['structures'] = {
-        structure: {key: row[key] for key in ('dice', 'hd95', 'dice_min')}
+        structure: _numbers({key: row[key] for key in ('dice', 'hd95', 'dice_min')})
         for structure, row in result['structures'].items()
     }
-    card.setdefault('validation', {})[name] = {'command': command, **scores}
+    card.setdefault('validation', {})[name] = {'command': command, **_numbers(scores)}
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
     temporary.write_text(json.dumps(card, indent=2) + '\n', encoding='utf-8')
     os.replace(temporary, path)
