@@ -2,7 +2,9 @@
 """Random tissue contrasts: an intensity mean and spread for every label.
 
 The T1w and T2w tables are statistics of real whole-head scans on a scale of 0 to 255; random
-contrasts follow SynthSeg (Billot et al., Medical Image Analysis 2023).
+contrasts follow SynthSeg (Billot et al., Medical Image Analysis 2023). In the first T1w table all
+grey matter looks alike and each class varies widely; the second holds what bias-corrected scans
+at 3 T show, where the hippocampus is brighter than the cortex and classes vary together.
 """
 
 from __future__ import annotations
@@ -35,6 +37,17 @@ _T1W: dict[tuple[int, ...], tuple[float, float, float]] = {
     (509,): (70, 9, 25), (511,): (114, 12, 75), (512,): (68, 11, 36), (514,): (48, 9, 20),
     (515,): (30, 7, 22), (516,): (94, 18, 43), (530,): (144, 16, 45),
 }  # fmt: skip
+
+# Median and spread within ten bias-corrected T1w scans of OpenNeuro ds002748 (CC0), scaled so that
+# white matter is 160 and the lateral ventricles are 44, as in the table above.
+_T1W_CORRECTED: dict[tuple[int, ...], tuple[float, float]] = {
+    (2, 41, 85): (160, 10), (3, 42): (103, 14), (17, 53): (119, 13), (18, 54): (116, 11),
+    (26, 58): (115, 12), (11, 50): (124, 9), (12, 51): (135, 11), (13, 52): (158, 12),
+    (10, 49): (145, 12), (28, 60): (155, 14), (16,): (156, 10), (7, 46): (162, 10),
+    (8, 47): (119, 16), (4, 5, 14, 15, 24, 43, 44, 72): (48, 15),
+}  # fmt: skip
+_CORRECTED_SHARE = 0.6  # of the T1w draws
+_GREY_BETWEEN, _CLASS_BETWEEN = 10.0, 6.0  # of all grey matter together, of each class
 
 _T2W: dict[tuple[int, ...], tuple[float, float]] = {
     (2, 41, 85, 7, 46): (72, 12),
@@ -106,6 +119,8 @@ def draw_contrast(values: list[int], kind: str, generator: torch.Generator) -> C
                     position = values.index(value)
                     mean[position] = centre + widen * between * noise
                     spread[position] = within * factor
+        if torch.rand((), generator=generator) < _CORRECTED_SHARE:
+            _draw_corrected(values, mean, spread, generator)
         return Contrast(mean.clamp_min(0), spread)
     if kind == 't2w':
         scale = 1 + 0.1 * torch.randn((), generator=generator)
@@ -118,3 +133,20 @@ def draw_contrast(values: list[int], kind: str, generator: torch.Generator) -> C
                     spread[position] = within
         return Contrast(mean.clamp_min(0), spread)
     raise ValueError(f"contrast must be 't1w', 't2w' or 'random', not {kind!r}")
+
+
+def _draw_corrected(
+    values: list[int], mean: torch.Tensor, spread: torch.Tensor, generator: torch.Generator
+) -> None:
+    """Overwrite the brain's statistics, in place, with those of a bias-corrected T1w scan."""
+    grey = _GREY_BETWEEN * torch.randn((), generator=generator)
+    factor = 0.8 + 0.8 * torch.rand((), generator=generator)
+    for group, (centre, within) in _T1W_CORRECTED.items():
+        # What lies between CSF (44) and white matter (160) moves with the grey matter.
+        share = 1 - abs(centre - 102) / 58
+        shift = share * grey + _CLASS_BETWEEN * torch.randn((), generator=generator)
+        for value in group:
+            if value in values:
+                position = values.index(value)
+                mean[position] = centre + shift
+                spread[position] = within * factor
