@@ -174,9 +174,7 @@ class Study:
         merged = dict(ours)
         for name, values in columns.items():
             taken = name in ours or name in measured
-            merged[f'{name}_participants' if taken else name] = (
-                phenotypes.as_numbers(values, name)
-            )
+            merged[f'{name}_participants' if taken else name] = phenotypes.as_numbers(values, name)
         merged.update(measured)
         frame = {
             name: pd.Series(values, dtype='float64' if _numeric(values) else object)
