@@ -42,6 +42,25 @@ def magma(values: np.ndarray) -> np.ndarray:
     return np.rint(np.stack(channels, -1)).astype(np.uint8)
 
 
+_DIVERGING = np.array(
+    [
+        (5, 48, 97), (33, 102, 172), (67, 147, 195), (146, 197, 222), (209, 229, 240),
+        (247, 247, 247), (253, 219, 199), (244, 165, 130), (214, 96, 77), (178, 24, 43),
+        (103, 0, 31),
+    ],
+    float,
+)  # fmt: skip
+"""Anchors of ColorBrewer's ``RdBu``, reversed: blue below the middle, red above it."""
+
+
+def diverging(values: np.ndarray) -> np.ndarray:
+    """Map values of 0 to 1, 0.5 in the middle, to colours: shape (...) to uint8 (..., 3)."""
+    at = np.clip(np.asarray(values, float), 0, 1) * (len(_DIVERGING) - 1)
+    places = np.arange(len(_DIVERGING))
+    channels = [np.interp(at, places, _DIVERGING[:, c]) for c in range(3)]
+    return np.rint(np.stack(channels, -1)).astype(np.uint8)
+
+
 def hex_to_rgb(color: str) -> tuple[int, int, int]:
     """Read ``#RRGGBB``."""
     return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
@@ -105,6 +124,29 @@ def heat_picture(values: np.ndarray, top: float = 1.0, levels: int = 24) -> byte
     return png_palette(
         step, [(*map(int, c), int(a)) for c, a in zip(colors, opacity, strict=True)]
     )
+
+
+def ratio_picture(
+    values: np.ndarray, inside: np.ndarray, top: float = 2.0, levels: int = 33
+) -> bytes:
+    """Colour ratios of ``1 / top`` to ``top`` on a logarithmic scale with :func:`diverging`.
+
+    Parameters
+    ----------
+    values : numpy.ndarray, shape (height, width)
+        Ratios; 1 is in the middle of the scale, and what is not above zero at its lower end.
+    inside : numpy.ndarray of bool, shape (height, width)
+        What is coloured; the rest is transparent.
+    top : float
+        Upper end of the scale.
+    levels : int
+        Number of colours; odd, so that 1 has a colour of its own.
+    """
+    floor = np.maximum(values, 1e-6)
+    place = (np.log(floor) / np.log(top) + 1) / 2
+    step = 1 + np.clip(np.rint(place * (levels - 1)), 0, levels - 1)
+    colors = [(*map(int, color), 255) for color in diverging(np.linspace(0, 1, levels))]
+    return png_palette(np.where(inside, step, 0), [(0, 0, 0, 0), *colors])
 
 
 def contour_path(plane: np.ndarray, level: float = 0.5, tolerance: float = 0.12) -> str:

@@ -8,7 +8,6 @@ ended half way still gets a report that says what there is and why there is no m
 from __future__ import annotations
 
 import logging
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_app.reports import methods, quality, tables
+from bids_app.reports import facts, methods, quality, tables
 
 if TYPE_CHECKING:
     from bids_app.reports.figures import Figure, Gallery
@@ -92,7 +91,7 @@ def render_page(
         'report': context,
         'files': files,
         'missing': [key for key in keys if key not in files and key != 't1w'],
-        'participant': _participant(context.participant),
+        'participant': facts.participant_rows(context.participant),
         'figures': [],
         'defs': '',
         'viewer': None,
@@ -128,10 +127,10 @@ def render_page(
     values['reasons'] = verdict['reasons']
     values['cards'] = _cards(context, values, metrics)
     values['steps'] = _steps(context.steps)
-    values['run'] = _run_rows(context.run, context.status)
-    values['command_line'] = _command_line(context.run.get('command_line'))
-    values['conform'] = _conform_rows(context.conform)
-    values['conform_notes'] = _as_list(context.conform.get('notes'))
+    values['run'] = facts.run_rows(context.run, context.status)
+    values['command_line'] = facts.command_line(context.run.get('command_line'))
+    values['conform'] = facts.conform_rows(context.conform)
+    values['conform_notes'] = facts.as_list(context.conform.get('notes'))
     values['errors'] = [
         error if isinstance(error, Mapping) else {'message': error} for error in context.errors
     ]
@@ -265,101 +264,6 @@ def _steps(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
         result.append({**step, 'seconds': seconds, 'start': start, 'width': width})
         start += width
     return result
-
-
-_RUN_LABELS = {
-    'version': 'AnatNet version',
-    'run_uuid': 'Run',
-    'started': 'Started',
-    'device': 'Device',
-    'device_reason': 'Why this device',
-    'precision': 'Precision',
-    'fallback': 'Memory fallback',
-    'threads': 'CPU threads',
-    'modules': 'Modules',
-    'peak_memory_gb': 'Peak memory (GB)',
-}
-
-
-def _run_rows(run: Mapping[str, Any], status: str) -> list[tuple[str, str]]:
-    """Return the facts of a run as label and text, the known ones first."""
-    rows = []
-    for key in (*_RUN_LABELS, *(key for key in run if key not in _RUN_LABELS)):
-        if key in ('command_line', 'seconds'):
-            continue
-        value = run.get(key)
-        if key == 'fallback' and not value and 'device' in run and status == 'completed':
-            value = 'none needed'
-        if value is not None and value != '':
-            rows.append((_RUN_LABELS.get(key, _words(key)), _text(value)))
-    return rows
-
-
-_CONFORM_LABELS = {
-    'native_shape': ('Voxels of the scan', ' × ', ''),
-    'native_zooms': ('Voxel size of the scan', ' × ', ' mm'),
-    'native_orientation': ('Axis order of the scan', ', ', ''),
-    'obliquity_degrees': ('Obliquity', ', ', '°'),
-    'field_of_view_mm': ('Field of view', ' × ', ' mm'),
-    'intensity_range': ('Intensities', ' to ', ''),
-    'shape': ('Voxels after conforming (RAS)', ' × ', ''),
-    'zooms': ('Voxel size after conforming', ' × ', ' mm'),
-    'interpolated': ('Interpolated', ', ', ''),
-}
-"""Label, joint and unit of what the conform step reports."""
-
-
-def _conform_rows(conform: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the facts of the conform step as label and text; matrices stay out."""
-    keys = [key for key in _CONFORM_LABELS if key in conform]
-    keys += [key for key in conform if key not in keys]
-    rows = []
-    for key in keys:
-        value = conform[key]
-        if key in ('notes', 'seconds', 'peak_gb', 'out_file', 'in_file') or 'affine' in key:
-            continue
-        if value is None or value == '' or isinstance(value, Mapping):
-            continue
-        label, joint, unit = _CONFORM_LABELS.get(key, (_words(key), ', ', ''))
-        rows.append((label, _text(value, joint) + unit))
-    return rows
-
-
-def _participant(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the first few facts of a participant, age and sex before the others."""
-    first = [key for key in ('age', 'sex', 'gender', 'group') if key in fields]
-    keys = [*first, *sorted(key for key in fields if key not in first)]
-    rows = [(key, fields[key]) for key in keys if fields[key] not in (None, '', 'n/a')]
-    return [(key.replace('_', ' '), _text(value)) for key, value in rows[:5]]
-
-
-def _command_line(value: Any) -> str:
-    if isinstance(value, str) or not value:
-        return value or ''
-    return shlex.join(map(str, value))
-
-
-def _as_list(value: Any) -> list[str]:
-    if value is None or value == '':
-        return []
-    return [value] if isinstance(value, str) else [str(item) for item in value]
-
-
-def _words(key: str) -> str:
-    return key.replace('_', ' ').capitalize()
-
-
-def _text(value: Any, joint: str = ', ') -> str:
-    """Write any JSON value for a reader."""
-    if isinstance(value, bool):
-        return 'yes' if value else 'no'
-    if isinstance(value, float):
-        return f'{value:.4g}'
-    if isinstance(value, list | tuple):
-        return joint.join(_text(item) for item in value)
-    if isinstance(value, Mapping):
-        return '; '.join(f'{name}: {_text(item)}' for name, item in value.items())
-    return str(value)
 
 
 def _format(value: float | None, spec: str, unit: str = '') -> str:
