@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much the maps of a study resemble each other.
+
+Every map is read once. Smoothed maps hold no detail finer than their smoothing, so that voxels at
+half its width are enough to compare them: a thousand maps fit into a few hundred megabytes. The
+mean correlation of each map with the others and the distances come from one matrix, that of the
+correlations between all maps.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+LOGGER = logging.getLogger('anatnet.group')
+
+MIN_MAPS = 3
+"""Maps from which a mean correlation says something."""
+
+SESSIONS_PER_COMPONENT = 5
+MAX_COMPONENTS = 10
+"""The distance uses one component per so many maps, and at most so many."""
+
+MAX_VOXELS = 60_000
+"""Voxels of the thinned grid that are kept of every map."""
+
+MASK_FRACTION = 0.1
+"""Voxels count where the mean map is above this fraction of its 99th percentile."""
+
+
+@dataclass(frozen=True)
+class Homogeneity:
+    """Resemblance of maps; ``n`` is the number of all sessions.
+
+    Attributes
+    ----------
+    used : ndarray of bool, shape (n,)
+        Whose map was read.
+    mean_correlation : ndarray, shape (n,)
+        Mean of the correlations with the other maps, NaN where not used.
+    distance : ndarray, shape (n,)
+        Squared Mahalanobis distance to the mean of all maps in the space of the first principal
+        components; NaN where it cannot be computed.
+    probability : ndarray, shape (n,)
+        That of such a distance or a larger one if maps are normally distributed.
+    components : int
+        Number of components, 0 if there are too few maps.
+    mean, deviation : ndarray, shape (x, y, z)
+        Mean and standard deviation of the maps, float32 (the latter 0 for one map).
+    affine : ndarray, shape (4, 4)
+        Their grid, voxel to world in mm.
+    problems : dict of int to str
+        Why a map was left out, by the number of its session.
+    notes : tuple of str
+        What could not be computed, and why.
+    """
+
+    used: np.ndarray
+    mean_correlation: np.ndarray
+    distance: np.ndarray
+    probability: np.ndarray
+    components: int
+    mean: np.ndarray
+    deviation: np.ndarray
+    affine: np.ndarray
+    problems: dict[int, str]
+    notes: tuple[str, ...]
+
+
+def measure_homogeneity(
+    paths: Sequence[Path | None],
+    fwhm: float = 0.0,
+    threads: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Homogeneity | None:
+    """Compare maps.
+
+    Parameters
+    ----------
+    paths : sequence of Path or None
+        One map per session, all on one grid; None for a session without one.
+    fwhm : float
+        Smoothing of the maps in mm, which tells how thinly they may be sampled.
+    threads : int
+        Maps that are read at a time.
+    progress : callable, optional
+        Called with the number of maps read and to read.
+
+    Returns
+    -------
+    Homogeneity or None
+        None if no map can be read. Maps on another grid than most, and those that cannot be read
+        or hold values that are not finite, are left out and named in ``problems``.
+    """
+    import nibabel as nib
+
+    wanted = [index for index, path in enumerate(paths) if path is not None]
+    problems: dict[int, str] = {}
+    grids: dict[int, tuple[tuple[int, ...], bytes]] = {}
+    affines: dict[bytes, np.ndarray] = {}
+    for index in wanted:
+        try:
+            image = nib.load(paths[index])
+        except Exception as error:  # whatever is wrong with one map, the others go on
+            problems[index] = f'cannot read {paths[index].name}: {_line(error)}'
+            continue
+        affine = np.round(np.asarray(image.affine, float), 4) + 0.0
+        grids[index] = (tuple(image.shape), affine.tobytes())
+        affines[affine.tobytes()] = affine
+    if not grids:
+        return None
+    counts: dict[tuple[tuple[int, ...], bytes], int] = {}
+    for grid in grids.values():
+        counts[grid] = counts.get(grid, 0) + 1
+    grid = max(counts, key=lambda g: counts[g])  # of equally frequent ones the first
+    for index, other in grids.items():
+        if other != grid:
+            problems[index] = f'{paths[index].name} is on another grid than most maps'
+    readable = [index for index in wanted if index in grids and index not in problems]
+    shape, affine = grid[0], affines[grid[1]]
+    thin = tuple(slice(step // 2, None, step) for step in thinning(shape, affine, fwhm))
+
+    samples = np.empty((len(readable), *np.empty(shape, bool)[thin].shape), np.float32)
+    total, squares = np.zeros(shape), np.zeros(shape)
+    kept: list[int] = []
+
+    def read(index: int) -> np.ndarray | str:
+        try:
+            data = np.asarray(nib.load(paths[index]).dataobj, dtype=np.float32)
+        except Exception as error:
+            return f'cannot read {paths[index].name}: {_line(error)}'
+        if not np.isfinite(data).all():
+            return f'{paths[index].name} holds values that are not finite'
+        return data
+
+    # Decompression lets other threads run; few maps are in memory at a time.
+    batch = max(1, threads) * 2
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for first in range(0, len(readable), batch):
+            part = readable[first : first + batch]
+            for index, data in zip(part, pool.map(read, part), strict=True):
+                if isinstance(data, str):
+                    problems[index] = data
+                    continue
+                samples[len(kept)] = data[thin]
+                kept.append(index)
+                total += data
+                squares += np.square(data, dtype=np.float64)
+            if progress is not None:
+                progress(min(first + batch, len(readable)), len(readable))
+    for index in sorted(problems):
+        LOGGER.warning('Map left out: %s', problems[index])
+    if not kept:
+        return None
+    count = len(kept)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares - count * mean**2, 0) / max(count - 1, 1))
+    thin_mean = mean[thin]
+    inside = thin_mean > MASK_FRACTION * float(np.percentile(thin_mean, 99))
+    if not inside.any():
+        inside = np.ones_like(inside)
+    correlations = correlation_matrix(samples[:count, inside])
+    similar, notes = _mean_correlation(correlations)
+    distance, probability, components = mahalanobis(correlations)
+    if not components:
+        notes.append(
+            f'Distances of maps need {2 * SESSIONS_PER_COMPONENT} maps; there are {count}'
+        )
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        full = np.full(len(paths), np.nan)
+        full[kept] = values
+        return full
+
+    used = np.zeros(len(paths), bool)
+    used[kept] = True
+    return Homogeneity(
+        used,
+        spread(similar),
+        spread(distance),
+        spread(probability),
+        components,
+        mean.astype(np.float32),
+        deviation.astype(np.float32),
+        affine,
+        problems,
+        tuple(notes),
+    )
+
+
+def thinning(
+    shape: Sequence[int], affine: np.ndarray, fwhm: float, most: int = MAX_VOXELS
+) -> tuple[int, int, int]:
+    """Return steps along the axes that lose little of maps of some smoothness.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Voxels of the map.
+    affine : ndarray, shape (4, 4)
+        Voxel to world in mm.
+    fwhm : float
+        Smoothing in mm: steps are at most half of it, unless that leaves too many voxels.
+    most : int
+        Voxels to keep at most.
+    """
+    zooms = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
+    spacing = max(fwhm / 2, float(zooms.min()))
+    while True:
+        steps = np.maximum((spacing / zooms + 1e-6).astype(int), 1)
+        kept = math.prod(math.ceil(n / step) for n, step in zip(shape, steps, strict=True))
+        if kept <= most or (steps >= np.asarray(shape)).all():
+            return tuple(int(step) for step in steps)
+        spacing *= 1.1
+
+
+def correlation_matrix(samples: np.ndarray) -> np.ndarray:
+    """Correlate maps with each other.
+
+    Parameters
+    ----------
+    samples : ndarray, shape (maps, voxels)
+        Overwritten.
+
+    Returns
+    -------
+    ndarray, shape (maps, maps)
+        float64; 0 for a map without any variation.
+    """
+    for row in samples:  # row by row: a second copy of all maps is not needed
+        row -= row.mean(dtype=np.float64)
+        norm = math.sqrt(float(np.dot(row, row)))
+        row /= norm if norm > 0 else 1.0
+    matrix = (samples @ samples.T).astype(np.float64)
+    return np.clip((matrix + matrix.T) / 2, -1, 1)
+
+
+def _mean_correlation(correlations: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    count = len(correlations)
+    if count < MIN_MAPS:
+        note = f'The resemblance of maps needs {MIN_MAPS} maps; there are {count}'
+        return np.full(count, np.nan), [note]
+    others = correlations.sum(axis=1) - np.diagonal(correlations)
+    return others / (count - 1), []
+
+
+def mahalanobis(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Measure how far each map is from the mean map, in the main directions of variation.
+
+    The matrix of correlations is that of the inner products of the standardised maps; centred, it
+    gives their principal components without ever forming a matrix over voxels.
+
+    Parameters
+    ----------
+    correlations : ndarray, shape (n, n)
+
+    Returns
+    -------
+    distance : ndarray, shape (n,)
+        Squared Mahalanobis distance over `components` components.
+    probability : ndarray, shape (n,)
+        ``n d / (n - 1)^2`` follows a beta distribution with ``k / 2`` and ``(n - k - 1) / 2`` for
+        normally distributed maps (Gnanadesikan and Kettenring, Biometrics 28:81-124, 1972).
+    components : int
+        0, and NaN above, for fewer than ten maps.
+    """
+    from scipy import linalg, stats
+
+    count = len(correlations)
+    components = min(MAX_COMPONENTS, count // SESSIONS_PER_COMPONENT)
+    if count < 2 * SESSIONS_PER_COMPONENT:
+        return np.full(count, np.nan), np.full(count, np.nan), 0
+    centre = correlations - correlations.mean(axis=0)
+    centre -= centre.mean(axis=1, keepdims=True)
+    values, vectors = linalg.eigh(centre, subset_by_index=(count - components, count - 1))
+    vectors = vectors[:, values > 1e-9 * max(float(values[-1]), 1e-300)]
+    components = vectors.shape[1]
+    if not components:  # all maps are equal
+        return np.zeros(count), np.ones(count), 0
+    distance = (count - 1) * np.square(vectors).sum(axis=1)
+    share = np.clip(count * distance / (count - 1) ** 2, 0, 1)
+    probability = stats.beta.sf(share, components / 2, (count - components - 1) / 2)
+    return distance, probability, components
+
+
+def fisher_z(correlation: np.ndarray) -> np.ndarray:
+    """Return the inverse hyperbolic tangent, in which correlations are near normal."""
+    return np.arctanh(np.clip(np.asarray(correlation, float), -0.999999, 0.999999))
+
+
+def normal_z(probability: np.ndarray) -> np.ndarray:
+    """Return the normal deviate that is exceeded, upwards, with some probability."""
+    from scipy import stats
+
+    return stats.norm.isf(np.clip(np.asarray(probability, float), 1e-300, 1))
+
+
+def _line(error: Exception) -> str:
+    return ' '.join(str(error).split()) or type(error).__name__
