@@ -31,13 +31,12 @@ LOGGER = logging.getLogger('anatnet.group')
 VOLUMES = ('tiv', 'gm', 'wm', 'csf')
 """Columns of :meth:`Study.table` in mm^3."""
 
-_SMOOTH = re.compile(r'modulatedsmooth(?P<mm>\d+(?:p\d+)?)mm')
 _STATE_SUFFIX = '_state.json'
 
 
 @dataclass(frozen=True, order=True)
 class MapFile:
-    """One image in template space.
+    """One file of which a session may have several: per space, voxel size, smoothing or atlas.
 
     Attributes
     ----------
@@ -45,11 +44,15 @@ class MapFile:
         Key of the table of outputs, such as ``vbm_gm``; smoothed maps have the kind of their
         source.
     space, res : str
-        Entities, such as ``MNI152NLin2009aSym`` and ``1p5``; empty where the name has none.
+        Labels, such as ``MNI152NLin2009aSym`` and ``1p5``; empty where the name has none.
     fwhm : float
         Full width at half maximum of the smoothing in mm, 0 for none.
     name : str
         File name.
+    atlas : str
+        Label of the atlas; empty where the name has none.
+    key : str
+        Key of the table of outputs.
     """
 
     kind: str
@@ -57,6 +60,8 @@ class MapFile:
     res: str
     fwhm: float
     name: str
+    atlas: str = ''
+    key: str = ''
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,13 @@ class SessionRecord:
     reason : str
         Why it is not done, in one line; empty if it is.
     files : dict of str to Path
-        What is on disk, by the keys of ``bids/outputs.json``, and ``report``.
+        What is on disk, by the keys of ``bids/outputs.json``, and ``report``. Of files that
+        exist once per space, voxel size, smoothing or atlas, the first is here and all are in
+        ``template_files``.
     state : SessionState, optional
         What it was made from.
     template_files : tuple of MapFile
-        Images in template space, sorted.
+        Files in template space and tables of atlases, sorted.
     folder : Path
         Where they are.
     """
@@ -340,11 +347,11 @@ def _session(outputs: Outputs, top: set[str]) -> SessionRecord:
     maps = sorted(
         found
         for name in listing.get('anat', ())
-        if (found := _map_file(name, outputs.prefix)) is not None
+        if (found := _template_file(name, outputs.prefix)) is not None
     )
     folder = outputs.session_dir / 'anat'
     for found in maps:
-        files.setdefault(found.kind + ('_smooth' if found.fwhm else ''), folder / found.name)
+        files.setdefault(found.key, folder / found.name)
     status, reason = _status(outputs, state, listing)
     return SessionRecord(
         outputs.subject, outputs.session, outputs.prefix, status, reason, files, state,
@@ -368,37 +375,49 @@ def _status(
     return 'done', ''
 
 
-def _map_file(name: str, prefix: str) -> MapFile | None:
-    """Read the name of an image in template space; None for any other file."""
-    if not name.endswith('.nii.gz') or not name.startswith(prefix + '_') or '_space-' not in name:
+def _template_file(name: str, prefix: str) -> MapFile | None:
+    """Read the name of a file that exists once per space, smoothing or atlas; else None."""
+    if not name.startswith(prefix + '_'):
         return None
-    *parts, suffix = name.removeprefix(prefix + '_').removesuffix('.nii.gz').split('_')
+    stem, dot, extension = name.removeprefix(prefix + '_').partition('.')
+    *parts, suffix = stem.split('_')
     entities = dict(part.split('-', 1) for part in parts if '-' in part)
-    space, res = entities.pop('space', ''), entities.pop('res', '')
-    fwhm = 0.0
-    if smooth := _SMOOTH.fullmatch(entities.get('desc', '')):
-        fwhm = float(smooth['mm'].replace('p', '.'))
-        entities['desc'] = 'modulated'
-    kind = _template_kinds().get((suffix, frozenset(entities.items())))
-    return None if kind is None else MapFile(kind, space, res, fwhm, name)
+    for key, patterns in _templates().get((suffix, dot + extension, frozenset(entities)), ()):
+        labels: dict[str, str] = {}
+        for entity, pattern in patterns.items():
+            found = re.fullmatch(pattern, entities[entity])
+            if found is None:
+                break
+            labels.update(found.groupdict())
+        else:
+            return MapFile(
+                key.removesuffix('_smooth'), labels.get('space', ''), labels.get('res', ''),
+                float(labels.get('fwhm', '0').replace('p', '.')), name, labels.get('atlas', ''),
+                key,
+            )  # fmt: skip
+    return None
 
 
 @cache
-def _template_kinds() -> dict[tuple[str, frozenset[tuple[str, str]]], str]:
-    """Return the keys of images in template space by suffix and entities, without grid."""
-    kinds = {
-        ('probseg', frozenset({('label', label), ('desc', 'modulated')})): f'vbm_{label.lower()}'
-        for label in ('GM', 'WM')
-    }
+def _templates() -> dict[tuple[str, str, frozenset[str]], list[tuple[str, dict[str, str]]]]:
+    """Return the entries with blanks by suffix, extension and names of entities.
+
+    Each is its key and a pattern per entity, in which the blanks are groups.
+    """
+    found: dict[tuple[str, str, frozenset[str]], list[tuple[str, dict[str, str]]]] = {}
     for key, entry in table().items():
-        if _is_template(entry) and entry['extension'] == '.nii.gz':
-            entities = {k: v for k, v in entry['entities'].items() if k not in ('space', 'res')}
-            kinds[entry['suffix'], frozenset(entities.items())] = key
-    return kinds
+        if _is_template(entry):
+            patterns = {
+                entity: re.sub(r'\{(\w+)\}', r'(?P<\1>[0-9a-zA-Z+]+?)', value)
+                for entity, value in entry['entities'].items()
+            }
+            place = (entry['suffix'], entry['extension'], frozenset(patterns))
+            found.setdefault(place, []).append((key, patterns))
+    return found
 
 
 def _is_template(entry: dict[str, Any]) -> bool:
-    return 'space' in entry['entities']
+    return any('{' in value for value in entry['entities'].values())
 
 
 def _names(folder: Path) -> set[str]:

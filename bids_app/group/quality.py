@@ -214,7 +214,9 @@ def compare(
         shown = f'{label} {value:.4g}{unit} is {side} the others'
         findings.append(
             Finding(
-                group, float(cost), f'{shown} (median {median:.4g}{unit}, robust z {distance:+.1f})'
+                group,
+                float(cost),
+                f'{shown} (median {median:.4g}{unit}, robust z {distance:+.1f})',
             )
         )
     return z, findings
