@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_app.group.maps import check_maps, read_in_order
+
 LOGGER = logging.getLogger('anatnet.group')
 
 MIN_MAPS = 3
@@ -100,62 +102,32 @@ def measure_homogeneity(
     """
     import nibabel as nib
 
-    wanted = [index for index, path in enumerate(paths) if path is not None]
-    problems: dict[int, str] = {}
-    grids: dict[int, tuple[tuple[int, ...], bytes]] = {}
-    affines: dict[bytes, np.ndarray] = {}
-    for index in wanted:
-        try:
-            image = nib.load(paths[index])
-        except Exception as error:  # whatever is wrong with one map, the others go on
-            problems[index] = f'cannot read {paths[index].name}: {_line(error)}'
-            continue
-        affine = np.round(np.asarray(image.affine, float), 4) + 0.0
-        grids[index] = (tuple(image.shape), affine.tobytes())
-        affines[affine.tobytes()] = affine
-    if not grids:
-        return None
-    counts: dict[tuple[tuple[int, ...], bytes], int] = {}
-    for grid in grids.values():
-        counts[grid] = counts.get(grid, 0) + 1
-    grid = max(counts, key=lambda g: counts[g])  # of equally frequent ones the first
-    for index, other in grids.items():
-        if other != grid:
-            problems[index] = f'{paths[index].name} is on another grid than most maps'
-    readable = [index for index in wanted if index in grids and index not in problems]
-    shape, affine = grid[0], affines[grid[1]]
-    thin = tuple(slice(step // 2, None, step) for step in thinning(shape, affine, fwhm))
-
-    samples = np.empty((len(readable), *np.empty(shape, bool)[thin].shape), np.float32)
-    total, squares = np.zeros(shape), np.zeros(shape)
+    given = [index for index, path in enumerate(paths) if path is not None]
+    problems = {given[i]: text for i, text in check_maps([paths[i] for i in given]).items()}
+    readable = [index for index in given if index not in problems]
+    samples = total = squares = affine = thin = None
     kept: list[int] = []
-
-    def read(index: int) -> np.ndarray | str:
-        try:
-            data = np.asarray(nib.load(paths[index]).dataobj, dtype=np.float32)
-        except Exception as error:
-            return f'cannot read {paths[index].name}: {_line(error)}'
-        if not np.isfinite(data).all():
-            return f'{paths[index].name} holds values that are not finite'
-        return data
-
     # Decompression lets other threads run; few maps are in memory at a time.
-    batch = max(1, threads) * 2
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        for first in range(0, len(readable), batch):
-            part = readable[first : first + batch]
-            for index, data in zip(part, pool.map(read, part), strict=True):
-                if isinstance(data, str):
-                    problems[index] = data
-                    continue
-                samples[len(kept)] = data[thin]
-                kept.append(index)
-                total += data
-                squares += np.square(data, dtype=np.float64)
+        maps = read_in_order(pool, [paths[index] for index in readable], threads)
+        for number, (index, data) in enumerate(zip(readable, maps, strict=True), 1):
+            if isinstance(data, str):
+                problems[index] = data
+                continue
+            if samples is None:
+                affine = np.asarray(nib.load(paths[index]).affine, float)
+                steps = thinning(data.shape, affine, fwhm)
+                thin = tuple(slice(step // 2, None, step) for step in steps)
+                samples = np.empty((len(readable), *data[thin].shape), np.float32)
+                total, squares = np.zeros(data.shape), np.zeros(data.shape)
+            samples[len(kept)] = data[thin]
+            kept.append(index)
+            total += data
+            squares += np.square(data, dtype=np.float64)
             if progress is not None:
-                progress(min(first + batch, len(readable)), len(readable))
+                progress(number, len(readable))
     for index in sorted(problems):
-        LOGGER.warning('Map left out: %s', problems[index])
+        LOGGER.warning('%s: %s', Path(paths[index]).name, problems[index])
     if not kept:
         return None
     count = len(kept)
@@ -299,7 +271,3 @@ def normal_z(probability: np.ndarray) -> np.ndarray:
     from scipy import stats
 
     return stats.norm.isf(np.clip(np.asarray(probability, float), 1e-300, 1))
-
-
-def _line(error: Exception) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__

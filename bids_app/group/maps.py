@@ -120,7 +120,7 @@ def mean_map(
     problems: dict[int, str] = {}
     used = 0
     with ThreadPoolExecutor(max(n_jobs, 1)) as pool:
-        for number, data in enumerate(_ordered(pool, paths, n_jobs)):
+        for number, data in enumerate(read_in_order(pool, paths, n_jobs)):
             if isinstance(data, str):
                 problems[number] = data
                 continue
@@ -173,14 +173,14 @@ def load_matrix(
         values = np.empty(shape, np.float32)
     center = mean[mask]
     with ThreadPoolExecutor(max(n_jobs, 1)) as pool:
-        for number, data in enumerate(_ordered(pool, paths, n_jobs)):
+        for number, data in enumerate(read_in_order(pool, paths, n_jobs)):
             if isinstance(data, str):
                 raise UsageError(f'a map changed while it was read: {data}')
             values[number] = data[mask] - center
     return MapMatrix(values, mean, mask, affine)
 
 
-def _ordered(pool: ThreadPoolExecutor, paths: Sequence[Path], ahead: int):
+def read_in_order(pool: ThreadPoolExecutor, paths: Sequence[Path], ahead: int):
     """Read maps in threads and yield them in order, only a few ahead of their use."""
     waiting = []
     for path in paths:
