@@ -7,11 +7,22 @@ from typing import Any
 
 from torch import nn
 
+from bids_app.networks.pif import ConvClassifier3D, LinearClassifier3D
 from bids_app.networks.unet import ResidualUNet3D
 
-__all__ = ['NETWORKS', 'ResidualUNet3D', 'build_network']
+__all__ = [
+    'NETWORKS',
+    'ConvClassifier3D',
+    'LinearClassifier3D',
+    'ResidualUNet3D',
+    'build_network',
+]
 
-NETWORKS: dict[str, type[nn.Module]] = {'ResidualUNet3D': ResidualUNet3D}
+NETWORKS: dict[str, type[nn.Module]] = {
+    'ConvClassifier3D': ConvClassifier3D,
+    'LinearClassifier3D': LinearClassifier3D,
+    'ResidualUNet3D': ResidualUNet3D,
+}
 
 
 def build_network(name: str, arguments: dict[str, Any]) -> nn.Module:
