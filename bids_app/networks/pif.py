@@ -430,7 +430,7 @@ def compact(
     if pif:
         return network
     baseline = {
-        'widths': [8, 16, 32, 32, 36],
+        'widths': [8, 16, 32, 24, 24],
         'pools': [first, [5, 3, 2, 0]],
         'hidden': 1,
         **common,

@@ -192,4 +192,4 @@ def test_boxes_cover_the_input_and_hold_what_their_patch_sees():
         middle = (profile * torch.arange(len(profile))).sum() / profile.sum()
         box = boxes[number][axis]
         assert middle.item() == pytest.approx((box.start + box.stop - 1) / 2, abs=1.0)
-    assert reach[boxes[number]].sum() > 0.75 * reach.sum()
+    assert reach[boxes[number]].mean() > 10 * reach.mean()
