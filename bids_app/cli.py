@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from bids_app.environment import (
     prepare_environment,
 )
 from bids_app.errors import AnatNetError, ModelError, NoInputError, SoftwareError, UsageError
+from bids_app.group.options import check_group_options, resolve_level
 from bids_app.options import (
     DEBUG,
     DEVICE_PATTERN,
@@ -98,6 +99,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
     values: dict[str, Any] = {}
     if file := given.pop('config_file', None):
         values = _read_config_file(file)
+    given = resolve_level(given, given.get('analysis_level', values.get('analysis_level')))
     values.update(_converted(given))
     values['command_line'] = (parser.prog, *argv)
     return _checked(values)
@@ -107,6 +109,10 @@ def run(config: RunConfig) -> int:
     """Do what a configuration asks for and return the exit code."""
     from bids_app.bids.check import check_description
 
+    if config.analysis_level == 'group':
+        from bids_app.group.run import run_group
+
+        return _watched(config, lambda: run_group(config))
     if config.boilerplate_only:
         from bids_app.bids.dataset import check_output_dir
 
@@ -133,7 +139,9 @@ def run(config: RunConfig) -> int:
         )
     _prepare_output(config)
     _announce(config, records)
-    return _run_participant(config, records)
+    from bids_app.workflows.participant import run_participant
+
+    return _watched(config, lambda: run_participant(config, records))
 
 
 def _announce(config: RunConfig, records: list[SessionRecord]) -> None:
@@ -150,12 +158,10 @@ def _announce(config: RunConfig, records: list[SessionRecord]) -> None:
         run_validator(config.bids_dir, sorted({record.subject for record in usable}))
 
 
-def _run_participant(config: RunConfig, records: list[SessionRecord]) -> int:
-    """Hand over to the workflow; what nobody foresaw becomes one line, its traceback is logged."""
-    from bids_app.workflows.participant import run_participant
-
+def _watched(config: RunConfig, level: Callable[[], int]) -> int:
+    """Run a level; what nobody foresaw becomes one line, its traceback is logged."""
     try:
-        return run_participant(config, records)
+        return level()
     except (AnatNetError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -217,7 +223,7 @@ def _converted(given: dict[str, Any]) -> dict[str, Any]:
     for name in ('participant_label', 'session_label'):
         if name in values:
             values[name] = tuple(dict.fromkeys(sum(values[name], [])))
-    for name in ('modules', 'debug'):
+    for name in ('modules', 'debug', 'contrasts'):
         if name in values:
             values[name] = tuple(values[name])
     if file := values.pop('bids_filter_file', None):
@@ -239,12 +245,13 @@ def _checked(values: dict[str, Any]) -> RunConfig:
     bids_dir, output_dir = values['bids_dir'], values['output_dir']
     _check_level(values)
     _check_choices(values)
-    if not bids_dir.is_dir():
+    gone = not bids_dir.is_dir()
+    if gone and values['analysis_level'] != 'group':  # which reads the derivatives
         raise UsageError(
             f'there is no folder {bids_dir}; in a container, check that it is mounted '
             '(-v/--bind HOST_FOLDER:CONTAINER_FOLDER:ro)'
         )
-    if not os.access(bids_dir, os.R_OK | os.X_OK):
+    if not gone and not os.access(bids_dir, os.R_OK | os.X_OK):
         raise UsageError(f'the folder {bids_dir} cannot be read; check its permissions')
     _check_output_place(bids_dir, output_dir)
     values.setdefault('work_dir', default_work_dir(bids_dir))
@@ -268,7 +275,8 @@ def _checked(values: dict[str, Any]) -> RunConfig:
 
 def _check_level(values: dict[str, Any]) -> None:
     if values['analysis_level'] == 'group':
-        raise UsageError(later('the group level'))
+        check_group_options(values)
+        return
     if values['analysis_level'] != 'participant':
         raise UsageError(f'there is no analysis level "{values["analysis_level"]}"')
     if values.get('subject_anatomical_reference') == 'unbiased':

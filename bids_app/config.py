@@ -34,6 +34,8 @@ class RunConfig:
     ``mem_gb`` is in gigabytes, ``None`` leaves the limit to the machine.
     ``bids_filters`` is kept as the JSON file wrote it (``None`` and ``'*'`` stand for pybids'
     ``Query.NONE`` and ``Query.ANY``), so that it can be written to TOML again.
+    ``model`` is the segmentation model, ``formula`` the design of the group level; the command
+    line calls both ``--model``.
     """
 
     bids_dir: Path
@@ -71,6 +73,13 @@ class RunConfig:
     dry_run: bool = False
     overwrite: bool = False
     skip_failed: bool = False
+
+    formula: str | None = None
+    contrasts: tuple[str, ...] = ()
+    group_map: str = 'gm'
+    n_permutations: int = 1000
+    classify: str | None = None
+    force: bool = False
 
     debug: tuple[str, ...] = ()
     verbose: int = 0
@@ -169,6 +178,9 @@ _TABLES: dict[str, tuple[str, ...]] = {
     'nipype': (
         'nprocs', 'omp_nthreads', 'mem_gb', 'low_mem', 'gpu_slots', 'use_plugin',
         'stop_on_first_crash',
+    ),
+    'group': (
+        'formula', 'contrasts', 'group_map', 'n_permutations', 'classify', 'force',
     ),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from bids_app import __version__
 from bids_app.config import MODULES
 from bids_app.errors import UsageError
+from bids_app.group.options import add_group_options
 
 LATER_MODULES = ('vbm', 'synth', 'classify')
 REFERENCES = ('sessionwise', 'first-lex')
@@ -103,13 +104,15 @@ def build_parser(*, positionals_needed: bool = True, prog: str = 'anatnet') -> P
     )  # fmt: skip
     parser.add_argument(
         'analysis_level', choices=('participant', 'group'),
-        help='participant: every session on its own (group comes with a later release)',
+        help='participant: every session on its own; group: tables, outliers and statistics of '
+        'all finished sessions',
         **optional,
     )  # fmt: skip
     _add_input_options(parser)
     _add_method_options(parser)
     _add_resource_options(parser)
     _add_run_options(parser)
+    add_group_options(parser)
     _add_other_options(parser)
     _add_later_options(parser)
     return parser
@@ -154,7 +157,10 @@ def _add_method_options(parser: Parser) -> None:
         '--modules', nargs='+', metavar='MODULE',
         help=f'any of {", ".join(MODULES)} (default: all); mask is always computed',
     )  # fmt: skip
-    group.add_argument('--model', metavar='NAME', help='segmentation model (default: brain)')
+    group.add_argument(
+        '--model', metavar='NAME',
+        help='segmentation model (default: brain); at the group level a formula, "~ age + sex"',
+    )  # fmt: skip
     group.add_argument(
         '--models-dir', metavar='DIR', type=Path,
         help='folder with a folder per model (default: the one that AnatNet was installed with)',

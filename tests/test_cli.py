@@ -91,6 +91,7 @@ VALUES = {
     '--gpu-slots': '2', '--debug': 'workdir', '--work-dir': 'w', '--models-dir': 'm',
     '--bids-database-dir': 'd',
 }  # fmt: skip
+GROUP = {'--contrast', '--map', '--n-permutations', '--classify', '--force'}
 WITH_FILE = {'--bids-filter-file', '--use-plugin', '--nipype-plugin-file', '--config-file'}
 LATER = {
     '--derivatives', '--output-spaces', '--smooth-fwhm', '--voxel-size', '--resource-monitor',
@@ -99,7 +100,7 @@ LATER = {
 
 
 @pytest.mark.parametrize(
-    'option', [o for o in long_options() if o not in {'--help', '--version'} | LATER | WITH_FILE]
+    'option', [o for o in long_options() if o not in {'--help', '--version'} | LATER | WITH_FILE | GROUP]
 )
 def test_both_spellings_mean_the_same(raw, option):
     value = [VALUES[option]] if option in VALUES else []
@@ -128,9 +129,38 @@ def test_values_of_later_releases_say_so(raw, options):
         parse(raw, *options)
 
 
-def test_group_level_comes_later(raw):
-    with pytest.raises(UsageError, match='group level comes with a later release'):
-        cli.parse([str(raw), 'out', 'group'])
+def test_model_is_a_formula_at_the_group_level(raw):
+    config = cli.parse([str(raw), 'out', 'group', '--model', '~ age', '--contrast', 'age', 'b - a'])
+    assert (config.formula, config.model) == ('~ age', 'brain')
+    assert config.contrasts == ('age', 'b - a')
+    with pytest.raises(UsageError, match='has no ~'):
+        cli.parse([str(raw), 'out', 'group', '--model', 'brain'])
+
+
+@pytest.mark.parametrize(
+    'options',
+    [('--model', '~ age'), ('--contrast', 'age'), ('--classify', 'sex'), ('--force',),
+     ('--map', 'wm'), ('--n-permutations', '5')],
+)  # fmt: skip
+def test_options_of_the_group_level_are_errors_at_the_other(raw, options):
+    with pytest.raises(UsageError, match='belongs to the group level'):
+        parse(raw, *options)
+
+
+def test_group_level_needs_no_raw_data(raw):
+    config = cli.parse([str(raw / 'gone'), str(raw.parent / 'out'), 'group'])
+    assert config.analysis_level == 'group'
+    with pytest.raises(UsageError, match='there is no folder'):
+        parse(raw / 'gone')
+
+
+@pytest.mark.parametrize(
+    'options', [('--contrast', 'age'), ('--map', 'bone'), ('--map', 'gm:wide'),
+                ('--n-permutations', '-1')],
+)  # fmt: skip
+def test_group_options_are_checked(raw, options):
+    with pytest.raises(UsageError):
+        cli.parse([str(raw), 'out', 'group', *options])
 
 
 def test_labels_lose_prefixes_and_duplicates(raw):

@@ -25,6 +25,12 @@ FULL = RunConfig(
     debug=('workdir',),
     overwrite=True,
     verbose=2,
+    formula='~ age',
+    contrasts=('age',),
+    group_map='wm:8',
+    n_permutations=5,
+    classify='sex',
+    force=True,
     command_line=('anatnet', '/raw', '/out', 'participant'),
 )
 

@@ -11,7 +11,7 @@ study of bad scans has no outliers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,12 +66,12 @@ JUDGED = {
     'icvs_wm': Judged('volumes', MIDDLE),
     'icvs_csf': Judged('volumes', MIDDLE),
     'hemisphere_asymmetry': Judged('volumes', MIDDLE),
-    'affine_dice': Judged('registration', HIGHER),
-    'dice_gm': Judged('registration', HIGHER),
-    'dice_wm': Judged('registration', HIGHER),
-    'dice_csf': Judged('registration', HIGHER),
-    'correlation_gm': Judged('registration', HIGHER),
-    'inverse_error_mm': Judged('registration', LOWER),
+    'norm_affine_dice': Judged('registration', HIGHER),
+    'norm_dice_gm': Judged('registration', HIGHER),
+    'norm_dice_wm': Judged('registration', HIGHER),
+    'norm_dice_csf': Judged('registration', HIGHER),
+    'norm_correlation_gm': Judged('registration', HIGHER),
+    'norm_inverse_error_mm': Judged('registration', LOWER),
     'mean_correlation': Judged('homogeneity', HIGHER),
 }
 """The measures of ``desc-qc_stats.tsv`` (and of the homogeneity) that count for the score."""
@@ -123,7 +123,15 @@ def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray:
         deviation of a normal distribution. Where more than half of the values are equal, the
         mean absolute deviation takes its place; if all are equal, 0. NaN for missing values, and
         for all where fewer than :data:`MIN_SESSIONS` are there.
+
+    Notes
+    -----
+    The spread of few values is itself uncertain: of ten normally distributed ones, 1.3 % are
+    beyond 3.5 of these units (simulated), not 0.05 %. The distance is therefore taken as Student's
+    t with (n - 1) / 2 degrees of freedom and expressed as the normal deviate that is as rare.
     """
+    from scipy import stats
+
     values = np.asarray(values, float)
     there = np.isfinite(values)
     result = np.full(values.shape, np.nan)
@@ -136,7 +144,11 @@ def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray:
     # Rounding of the values in a table must not make a spread of its own.
     if scale <= 1e-9 * max(float(np.abs(values[there]).max()), 1e-300):
         scale = _MEAN_NORMAL * float(np.mean(np.abs(deviation)))
-    result[there] = deviation / scale if scale > 0 else 0.0
+    if not scale > 0:
+        result[there] = 0.0
+        return result
+    tail = stats.t.sf(np.abs(deviation) / scale, (count - 1) / 2)
+    result[there] = np.sign(deviation) * stats.norm.isf(np.maximum(tail, 1e-300))
     return result
 
 
@@ -178,22 +190,27 @@ def _word(score: float) -> str:
 
 
 def compare(
-    name: str, label: str, values: np.ndarray, group: str, better: int, unit: str = ''
+    label: str,
+    values: np.ndarray,
+    group: str,
+    better: int,
+    transform: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, list[Finding | None]]:
     """Compare one measure between sessions.
 
     Parameters
     ----------
-    name, label : str
-        Name of the column, and how a reason calls it.
+    label : str
+        How a reason calls the measure.
     values : ndarray, shape (n,)
         One value per session, NaN where there is none.
     group : str
         Key of :data:`GROUPS`.
     better : int
         :data:`HIGHER`, :data:`LOWER` or :data:`MIDDLE`.
-    unit : str
-        For the reason.
+    transform : callable, optional
+        Applied before the comparison, so that values are spread evenly to both sides; a growing
+        function. The reasons show the values themselves.
 
     Returns
     -------
@@ -202,7 +219,7 @@ def compare(
     findings : list of Finding or None
         For every session.
     """
-    z = robust_z(values)
+    z = robust_z(values if transform is None else transform(values))
     costs = severity(np.nan_to_num(badness(z, better), nan=0.0))
     median = float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
     findings: list[Finding | None] = []
@@ -211,12 +228,12 @@ def compare(
             findings.append(None)
             continue
         side = 'above' if distance > 0 else 'below'
-        shown = f'{label} {value:.4g}{unit} is {side} the others'
+        shown = f'{label} {value:.4g} is {side} the others'
         findings.append(
             Finding(
                 group,
                 float(cost),
-                f'{shown} (median {median:.4g}{unit}, robust z {distance:+.1f})',
+                f'{shown} (median {median:.4g}, robust z {distance:+.1f})',
             )
         )
     return z, findings
@@ -241,7 +258,8 @@ def thresholds() -> Mapping[str, str]:
     """Return the rules of the score in words, for dictionaries, page and methods."""
     return {
         'comparison': f'robust z: distance to the median over 1.4826 times the median absolute '
-        f'deviation of all finished sessions, from {MIN_SESSIONS} sessions',
+        "deviation of all finished sessions, made smaller for few sessions (as Student's t with "
+        f'(n - 1) / 2 degrees of freedom); from {MIN_SESSIONS} sessions',
         'cost': f'0 up to a robust z of {Z_START:g} on the bad side, growing in a straight line '
         f'to 1 at {Z_FULL:g}; a check of the participant level that warns costs '
         f'{CHECK_SEVERITY["warn"]:g}, one that fails {CHECK_SEVERITY["fail"]:g}',
