@@ -7,8 +7,12 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from bids_app.registration.normalisation import Normalisation
 
 # One thread per test process: the images are small, and the machine may be shared.
 for variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
@@ -55,3 +59,35 @@ def make_bids(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope='session')
+def normalisation() -> Normalisation:
+    """Return a normalisation made of a known affine and a smooth random displacement.
+
+    The displacement reaches 4 mm on a grid of 3 mm and falls to 0 at its border; the backward
+    one is its inverse by fixed-point iteration, v(q) = -u(q + v(q)).
+    """
+    import numpy as np
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    from bids_app.registration.normalisation import Normalisation
+
+    shape, spacing = (40, 48, 36), 3.0
+    grid = np.array([[3.0, 0, 0, -58], [0, 3, 0, -70], [0, 0, 3, -50], [0, 0, 0, 1]])
+    affine = np.array([[1.05, 0.1, -0.04, 4], [-0.12, 0.95, 0.08, -7], [0.05, -0.06, 1.1, 11],
+                       [0, 0, 0, 1]])  # fmt: skip
+    rng = np.random.default_rng(0)
+    window = np.ones(shape)
+    for axis, count in enumerate(shape):
+        profile = np.sin(np.pi * np.linspace(0, 1, count)) ** 2
+        window = window * np.moveaxis(profile[:, None, None], 0, axis)
+    forward = np.stack([gaussian_filter(rng.standard_normal(shape), 6) * window for _ in range(3)])
+    forward *= 4.0 / np.abs(forward).max()
+    backward = np.zeros_like(forward)
+    for _ in range(20):
+        place = np.indices(shape) + backward / spacing
+        backward = -np.stack([map_coordinates(one, place, order=1) for one in forward])
+    return Normalisation(
+        'test', affine, grid, forward.astype('f4'), backward.astype('f4'), 'refined'
+    )

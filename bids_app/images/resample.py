@@ -32,6 +32,7 @@ __all__ = [
     'resample_separable',
     'resample_to',
     'slab',
+    'smooth_for_growth',
     'voxel_sizes',
 ]
 
@@ -242,6 +243,30 @@ def resample_separable(
     return np.ascontiguousarray(result)
 
 
+def smooth_for_growth(data: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Smooth an image that linear interpolation would alias on a coarser grid.
+
+    Parameters
+    ----------
+    data : ndarray, shape (x, y, z), float32
+        Source image.
+    matrix : ndarray, shape (4, 4)
+        From voxels of the destination to voxels of the source.
+
+    Returns
+    -------
+    ndarray, shape (x, y, z), float32
+        `data` itself where no axis grows by more than sqrt(3); else its convolution with the
+        Gaussian of the second moment that :func:`axis_weights` gives.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    # The length that one destination voxel spans along each source axis.
+    growth = np.sqrt((np.asarray(matrix)[:3, :3] ** 2).sum(axis=1))
+    sigma = np.sqrt(np.clip(growth**2 - 3, 0, None) / 12)
+    return gaussian_filter(data, sigma, mode='nearest') if sigma.any() else data
+
+
 def resample_to(
     data: np.ndarray,
     src_affine: np.ndarray,
@@ -275,17 +300,12 @@ def resample_to(
         return resample_separable(
             data, src_affine, dst_shape, dst_affine, order=order, outside=outside
         )
-    from scipy.ndimage import affine_transform, gaussian_filter
+    from scipy.ndimage import affine_transform
 
     data = np.asarray(data)
     matrix = np.linalg.inv(np.asarray(src_affine, float)) @ np.asarray(dst_affine, float)
     if order != 0:
-        data = data.astype(np.float32, copy=False)
-        # The length that one destination voxel spans along each source axis.
-        growth = np.sqrt((matrix[:3, :3] ** 2).sum(axis=1))
-        sigma = np.sqrt(np.clip(growth**2 - 3, 0, None) / 12)
-        if sigma.any():
-            data = gaussian_filter(data, sigma, mode='nearest')
+        data = smooth_for_growth(data.astype(np.float32, copy=False), matrix)
     result = affine_transform(
         data,
         matrix[:3, :3],
