@@ -26,7 +26,7 @@ class Limit:
     Attributes
     ----------
     name : str
-        Measure of :func:`bids_app.morphometry.qc.qc_measures`.
+        Measure of :func:`bids_app.morphometry.qc.qc_measures` or :func:`registration_measures`.
     ok : tuple of float
         Lowest and highest value without a comment.
     bearable : tuple of float
@@ -112,6 +112,24 @@ LIMITS = (
         'wm2max', (0.3, 1.0), (-INF, INF), 'few voxels are far brighter than the brain',
         'white matter is among the brightest of the image: clipped, or not a T1w scan',
     ),
+    Limit(
+        'norm_dice_gm', (0.55, INF), (0.3, INF), low='the scan does not lie on the template',
+    ),
+    Limit(
+        'norm_dice_wm', (0.55, INF), (0.3, INF), low='the scan does not lie on the template',
+    ),
+    Limit(
+        'norm_jacobian_min', (0.1, INF), (1e-3, INF), low='the deformation folds, or shrinks a '
+        'part of the brain to next to nothing',
+    ),
+    Limit(
+        'norm_jacobian_max', (-INF, 10), (-INF, INF), high='a part of the brain was stretched '
+        'more than tenfold: look for a lesion, large ventricles or a failure',
+    ),
+    Limit(
+        'norm_inverse_error_mm', (-INF, 0.2), (-INF, INF), high='there and back does not return '
+        'to the start: the two transforms contradict each other', unit='mm',
+    ),
 )  # fmt: skip
 """The threshold table.
 
@@ -120,7 +138,32 @@ ds002748) have CJV 0.40 to 0.48, CNR 2.9 to 3.6, SNR 6.9 to 8.2, overlap 0.61 to
 0.96 to 1.54; two-dimensional T1w of 3 mm slices have CJV above 3, so that contrast alone never
 fails a scan; EFC of whole heads is 0.47 to 0.68. Brain masks that were three times too large fail
 by volume.
+
+Registration (``norm_``): folding is a determinant at or below zero, which no velocity field makes,
+and healthy brains differ locally by less than a factor of ten from a template. Overlap of tissue
+with an average template stays well below 1, since the average is blurred; two heads that lie on
+each other by their outlines alone reach about half. A tenth of a millimetre is what the two
+directions are allowed to differ by design; twice that is still below a tenth of a voxel.
 """
+
+REGISTRATION_PREFIX = 'norm_'
+"""What the measures of a registration begin with, among those of the scan."""
+
+
+def registration_measures(measures: Mapping[str, Any]) -> dict[str, float]:
+    """Return the measures of a registration under the names that :func:`assess` knows.
+
+    Parameters
+    ----------
+    measures : mapping
+        As a ``Normalisation`` says of itself: ``dice_gm``, ``jacobian_min`` and so on; what is
+        not a finite number is left out.
+    """
+    return {
+        f'{REGISTRATION_PREFIX}{name}': float(value)
+        for name, value in measures.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def assess(measures: Mapping[str, float], notes: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -172,12 +215,33 @@ def assess(measures: Mapping[str, float], notes: Iterable[tuple[str, str]] = ())
     }
 
 
+def merge_verdicts(*verdicts: Mapping[str, Any]) -> dict[str, Any]:
+    """Join verdicts of :func:`assess` to one: the worst status, every reason once.
+
+    Checks that have the same name in several verdicts are kept from the first one.
+    """
+    status = max((v['status'] for v in verdicts), key=ORDER.index, default='ok')
+    checks: dict[str, Any] = {}
+    for verdict in verdicts:
+        for check in verdict['checks']:
+            checks.setdefault(check['name'], check)
+    reasons = [(v['status'], reason) for v in verdicts for reason in v['reasons']]
+    reasons.sort(key=lambda item: -ORDER.index(item[0]))
+    return {
+        'status': status,
+        'reasons': list(dict.fromkeys(reason for _, reason in reasons)),
+        'checks': list(checks.values()),
+    }
+
+
 _TISSUE_NAMES = {'gm': 'grey matter', 'wm': 'white matter', 'csf': 'CSF'}
 _COLUMNS = {
     'snr': 'Signal-to-noise ratio within {}: median over standard deviation',
     'snrd': 'Signal-to-noise ratio of {} with the noise of the air (Dietrich 2007)',
     'overlap': 'Overlap (fuzzy Jaccard index) of the map of {} with what intensities alone say',
     'icvs': 'Share of {} in the total intracranial volume',
+    'norm_dice': 'Soft overlap (Dice) of {} of the scan with that of the template',
+    'norm_correlation': 'Correlation of {} of the scan with that of the template',
 }
 _SINGLE = {
     'snr_total': 'Mean of the signal-to-noise ratios of the tissues',
@@ -198,10 +262,24 @@ _SINGLE = {
     'missing_structures': 'Number of the 25 structures with less than 50 mm^3',
     'mean_entropy': 'Mean uncertainty (normalised entropy) inside the brain, 0 to 1',
     'confidence': 'Mean probability of the network for the brain that it found, 0 to 1',
+    'norm_affine_dice': 'Overlap (Dice) of scan and template after the affine registration',
+    'norm_jacobian_min': 'Smallest Jacobian determinant of the nonlinear deformation',
+    'norm_jacobian_p1': 'First percentile of the Jacobian determinant',
+    'norm_jacobian_p99': '99th percentile of the Jacobian determinant',
+    'norm_jacobian_max': 'Largest Jacobian determinant of the nonlinear deformation',
+    'norm_inverse_error_mm': 'Mean distance in the brain between a point and where both '
+    'directions of the deformation, one after the other, take it',
+    'norm_seconds_affine': 'Duration of the affine registration',
+    'norm_seconds_network': 'Duration of the prediction by the network',
+    'norm_seconds_refine': 'Duration of the optimisation',
     'qc_status': 'Worst of all checks: ok, warn or fail',
     'qc_reasons': 'What the checks found, separated by semicolons',
 }
-_UNITS = {'tiv_ml': 'mL', 'brain_volume_ml': 'mL', 'hemisphere_asymmetry': '%'}
+_UNITS = {
+    'tiv_ml': 'mL', 'brain_volume_ml': 'mL', 'hemisphere_asymmetry': '%',
+    'norm_inverse_error_mm': 'mm', 'norm_seconds_affine': 's', 'norm_seconds_network': 's',
+    'norm_seconds_refine': 's',
+}  # fmt: skip
 
 
 def qc_columns(names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -217,7 +295,10 @@ def qc_columns(names: Iterable[str]) -> dict[str, dict[str, str]]:
         text = _SINGLE.get(name)
         if text is None:
             stem, _, tissue = name.rpartition('_')
-            text = _COLUMNS[stem].format(_TISSUE_NAMES[tissue])
+            if stem not in _COLUMNS and name.startswith(REGISTRATION_PREFIX):
+                text = f'Registration: {name.removeprefix(REGISTRATION_PREFIX).replace("_", " ")}'
+            else:
+                text = _COLUMNS[stem].format(_TISSUE_NAMES[tissue])
         columns[name] = {'Description': text}
         if name in _UNITS:
             columns[name]['Units'] = _UNITS[name]

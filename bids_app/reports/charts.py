@@ -8,6 +8,7 @@ from html import escape
 import numpy as np
 
 from bids_app.data import tissues
+from bids_app.reports.drawing import diverging
 from bids_app.reports.planes import Volume
 
 _COLORS = {'GM': '#CC79A7', 'WM': '#E69F00', 'CSF': '#56B4E9'}
@@ -76,4 +77,56 @@ def intensity_histogram(scan: Volume, dseg: Volume, width: int = 640, height: in
         'aria-label="Histogram of intensities in grey matter, white matter and CSF">'
         f'<line x1="0" x2="{width}" y1="{base}" y2="{base}" class="chart-base"/>'
         f'{"".join(parts)}{ends}</svg>'
+    )
+
+
+def ratio_histogram(ratios: np.ndarray, width: int = 640, height: int = 130) -> str:
+    """Draw the distribution of volume ratios on a logarithmic axis as an SVG.
+
+    Parameters
+    ----------
+    ratios : numpy.ndarray, shape (n,)
+        Volume of the scan over volume of the template; what is not above zero counts as the
+        smallest.
+    width, height : int
+        Size of the drawing.
+
+    Returns
+    -------
+    str
+        SVG, or an empty string if there are fewer than 100 values.
+    """
+    if ratios.size < 100:
+        return ''
+    place = np.log2(np.clip(ratios, 0.25, 4))
+    counts, edges = np.histogram(place, 64, (-2, 2))
+    base, bar = height - 22, width / len(counts)
+    heights = counts / max(int(counts.max()), 1) * (base - 16)
+    colors = diverging((edges[:-1] + edges[1:]) / 4 + 0.5)  # the map's scale: 1/2 to 2
+    parts = [
+        f'<rect x="{n * bar:.1f}" y="{base - tall:.1f}" width="{bar:.1f}" height="{tall:.1f}" '
+        f'fill="#{color.tobytes().hex()}"/>'
+        for n, (tall, color) in enumerate(zip(heights, colors, strict=True))
+        if tall > 0
+    ]
+    for ratio in (0.25, 0.5, 1, 2, 4):
+        x = (np.log2(ratio) + 2) / 4 * width
+        anchor = 'start' if ratio == 0.25 else 'end' if ratio == 4 else 'middle'
+        parts.append(
+            f'<text x="{x:.0f}" y="{height - 4}" text-anchor="{anchor}" class="chart-axis">'
+            f'{ratio:g}</text>'
+        )
+    for share in (1, 50, 99):
+        value = float(np.percentile(ratios, share))
+        x = (np.log2(np.clip(value, 0.25, 4)) + 2) / 4 * width
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="14" y2="{base}" class="chart-mark"/>'
+            f'<text x="{x:.0f}" y="10" text-anchor="middle" class="chart-axis">'
+            f'{share} %: {value:.2f}</text>'
+        )
+    return (
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        'aria-label="Histogram of the volume of the scan over the volume of the template">'
+        f'<line x1="0" x2="{width}" y1="{base}" y2="{base}" class="chart-base"/>'
+        f'{"".join(parts)}</svg>'
     )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -70,9 +70,11 @@ class Figure:
     key : list of (label, color)
         Colour key.
     bar : str
-        Label of the colour bar from 0 to ``bar_top``; empty for none.
-    bar_top : float
-        Value at the end of the colour bar.
+        Label of the colour bar; empty for none.
+    bar_ticks : tuple of str
+        What stands along the colour bar, evenly spaced from its lower end to its upper one.
+    bar_css : str
+        Colours of the bar: ``heat`` or ``ratio``.
     opacity : float
         Opacity of areas at first (0 to 1); 0 if there are none.
     """
@@ -84,7 +86,8 @@ class Figure:
     toggles: list[Toggle] = field(default_factory=list)
     key: list[tuple[str, str]] = field(default_factory=list)
     bar: str = ''
-    bar_top: float = 1.0
+    bar_ticks: tuple[str, ...] = ()
+    bar_css: str = 'heat'
     opacity: float = 0.0
 
 
@@ -228,27 +231,62 @@ class Gallery:
             layers,
             [Toggle('area', 'Entropy')],
             bar='Normalised entropy',
-            bar_top=top,
+            bar_ticks=('0', f'{top:g}'),
             opacity=0.9,
         )
 
     def standalone(self, figure: Figure) -> str:
         """Return a figure as one SVG document that needs no other file."""
         off = [toggle.css for toggle in figure.toggles if not toggle.on]
-        parts, top = [], 0.0
-        widest = max(row.size[0] for row in self.rows.values())
-        for plane, row in self.rows.items():
-            layers = [self.scan_image(plane), *figure.layers[plane]]
-            for css in off:
-                layers = [layer.replace(f' {css}"', f' {css} off"', 1) for layer in layers]
-            height = row.total_height * widest / row.size[0]
-            place = f'y="{top:.1f}" width="{widest}" height="{height:.1f}"'
-            parts.append(row.svg(layers, f'{figure.title}, {plane}', place))
-            top += height + 6
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {widest} {top - 6:.0f}" '
-            f'width="{widest}" height="{top - 6:.0f}"><title>{escape(figure.title)}</title>'
-            f'{_STANDALONE_STYLE}<style>.fill{{opacity:{figure.opacity}}}</style>'
-            '<rect width="100%" height="100%" fill="#000"/>'
-            f'{"".join(parts)}</svg>\n'
-        )
+        layers = {plane: [self.scan_image(plane), *figure.layers[plane]] for plane in self.rows}
+        return stacked(self.rows, layers, figure.title, figure.opacity, off)
+
+
+def stacked(
+    rows: Mapping[str, Row],
+    layers: Mapping[str, Sequence[str]],
+    title: str,
+    opacity: float = 1.0,
+    off: Sequence[str] = (),
+    style: str = '',
+    below: tuple[str, float] = ('', 0.0),
+) -> str:
+    """Put the rows of all planes into one SVG document that needs no other file.
+
+    Parameters
+    ----------
+    rows : mapping of str to Row
+        By plane, from top to bottom.
+    layers : mapping of str to sequence of str
+        SVG fragments by plane, lowest first.
+    title : str
+        Text alternative.
+    opacity : float
+        Opacity of areas, 0 to 1.
+    off : sequence of str
+        Classes that are hidden.
+    style : str
+        More style sheet.
+    below : (str, float)
+        SVG fragment that is shown under the rows, such as a legend, and its height.
+    """
+    parts, top = [], 0.0
+    widest = max(row.size[0] for row in rows.values())
+    for plane, row in rows.items():
+        shown = list(layers[plane])
+        for css in off:
+            shown = [layer.replace(f' {css}"', f' {css} off"', 1) for layer in shown]
+        height = row.total_height * widest / row.size[0]
+        place = f'y="{top:.1f}" width="{widest}" height="{height:.1f}"'
+        parts.append(row.svg(shown, f'{title}, {plane}', place))
+        top += height + 6
+    if below[0]:
+        parts.append(f'<g transform="translate(0 {top:.1f})">{below[0]}</g>')
+        top += below[1] + 6
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {widest} {top - 6:.0f}" '
+        f'width="{widest}" height="{top - 6:.0f}"><title>{escape(title)}</title>'
+        f'{_STANDALONE_STYLE}<style>.fill{{opacity:{opacity}}}{style}</style>'
+        '<rect width="100%" height="100%" fill="#000"/>'
+        f'{"".join(parts)}</svg>\n'
+    )

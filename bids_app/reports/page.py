@@ -16,7 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_app.reports import facts, methods, quality, tables
+from bids_app.morphometry.checks import ORDER, REGISTRATION_PREFIX
+from bids_app.reports import facts, methods, quality, tables, vbm
 
 if TYPE_CHECKING:
     from bids_app.reports.figures import Figure, Gallery
@@ -100,6 +101,8 @@ def render_page(
         'structures': [],
         'scan_name': '',
         'tiv': None,
+        'spaces': [],
+        'atlases': [],
     }
     documents: dict[str, str] = {}
     scan_key = 't1w_preproc' if 't1w_preproc' in files else 't1w'
@@ -117,12 +120,20 @@ def render_page(
             values['structures'] = tables.structure_table(
                 tables.read_tsv(files['wholebrain_morph'])
             )
+    with parts.attempt('The normalisation'):
+        values['spaces'] = vbm.space_entries(
+            context.spaces, context.label, parts.attempt, documents
+        )
+    values['atlases'] = vbm.region_entries(context.regions, values['tiv'], parts.attempt)
     metrics: Mapping[str, str] = {}
     with parts.attempt('The table of quality measures'):
         if 'qc_stats' in files:
             metrics = quality.read_metrics(files['qc_stats'])
-    verdict = quality.verdict_of(context.qc, metrics)
-    values['checks'] = quality.checks(metrics, verdict)
+    verdict = _with_spaces(quality.verdict_of(context.qc, metrics), values['spaces'])
+    values['checks'] = [
+        line for line in quality.checks(metrics, verdict)
+        if not (values['spaces'] and line['name'].startswith(REGISTRATION_PREFIX))
+    ]  # fmt: skip
     values['light'] = quality.traffic_light(context.status, verdict, values['checks'])
     values['reasons'] = verdict['reasons']
     values['cards'] = _cards(context, values, metrics)
@@ -198,6 +209,19 @@ def _pictures(
     return result
 
 
+def _with_spaces(verdict: dict[str, Any], spaces: list[dict[str, Any]]) -> dict[str, Any]:
+    """Let the verdicts on the registrations count; their reasons name the space."""
+    rated = [space for space in spaces if space['status'] in ORDER]
+    if not rated:
+        return verdict
+    own = {reason for space in rated for reason in space['reasons']}
+    reasons = [reason for reason in verdict['reasons'] if reason not in own]
+    reasons += [f'{space["name"]}: {reason}' for space in rated for reason in space['reasons']]
+    found = [quality.status_of(verdict['status']), *(space['status'] for space in rated)]
+    worst = max((status for status in found if status in ORDER), key=ORDER.index)
+    return {**verdict, 'status': worst, 'reasons': reasons}
+
+
 def _page_figure(gallery: Gallery, figure: Figure) -> dict[str, Any]:
     """Return a figure as the page shows it: the scan is embedded once and referred to."""
     rows = []
@@ -213,7 +237,8 @@ def _page_figure(gallery: Gallery, figure: Figure) -> dict[str, Any]:
         'toggles': figure.toggles,
         'key': figure.key,
         'bar': figure.bar,
-        'bar_top': figure.bar_top,
+        'bar_ticks': figure.bar_ticks,
+        'bar_css': figure.bar_css,
         'opacity': figure.opacity,
     }
 
@@ -294,5 +319,7 @@ def _template() -> Any:
         signed=lambda value: _format(value, '+.1f').replace('-', '\N{MINUS SIGN}'),
         share=lambda value: _format(value, '.1f', ' %'),
         short=lambda value: _format(value, '.2f'),
+        mm3=lambda value: _format(value, ',.0f'),
+        fine_share=lambda value: _format(value, '.2f', ' %'),
     )
     return environment.get_template('report.html.jinja')

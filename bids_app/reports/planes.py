@@ -193,19 +193,24 @@ def _sample_aligned(
     for n in sorted(range(3), key=lambda n: len(at[n]) / sizes[n]):  # smallest results first
         if order == 0:
             nearest = np.clip(np.floor(at[n] + 0.5).astype(np.intp), 0, sizes[n] - 1)
-            out = np.take(out, nearest, axis=n)
+            out = _picked(out, nearest, n)
             continue
         place = np.clip(at[n], 0, sizes[n] - 1)
         lower = np.minimum(place.astype(np.intp), max(sizes[n] - 2, 0))
         shape = [-1 if m == n else 1 for m in range(3)]
         weight = (place - lower).astype(np.float32).reshape(shape)
-        below = np.take(out, lower, axis=n).astype(np.float32)
-        above = np.take(out, np.minimum(lower + 1, sizes[n] - 1), axis=n)
+        below = _picked(out, lower, n).astype(np.float32)
+        above = _picked(out, np.minimum(lower + 1, sizes[n] - 1), n)
         out = below + weight * (above.astype(np.float32) - below)
     out[~inside[0]] = 0
     out[:, ~inside[1]] = 0
     out[:, :, ~inside[2]] = 0
     return out
+
+
+def _picked(data: np.ndarray, index: np.ndarray, axis: int) -> np.ndarray:
+    """Take elements along an axis; unlike ``numpy.take`` it never copies all of ``data`` first."""
+    return data[(slice(None),) * axis + (index,)]
 
 
 def _sample_oblique(

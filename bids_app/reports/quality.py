@@ -53,6 +53,19 @@ _MEASURES = {
     'missing_structures': Measure('Missing structures', 'Of the 25, under 50 mm\u00b3', 'lower'),
     'mean_entropy': Measure('Mean uncertainty', 'Entropy of the labels inside the brain', 'lower'),
     'confidence': Measure('Confidence', 'Probability of the brain that was found', 'higher'),
+    'norm_dice': Measure('Overlap with the template,', 'Soft Dice of the tissue', 'higher'),
+    'norm_correlation': Measure('Correlation with the template,', 'Of the tissue maps', 'higher'),
+    'norm_affine_dice': Measure('Overlap after the affine step', 'Dice', 'higher'),
+    'norm_jacobian_min': Measure('Smallest Jacobian', 'Strongest shrinking; none may fold'),
+    'norm_jacobian_p1': Measure('Jacobian, 1st percentile', 'Usual shrinking'),
+    'norm_jacobian_p99': Measure('Jacobian, 99th percentile', 'Usual stretching'),
+    'norm_jacobian_max': Measure('Largest Jacobian', 'Strongest stretching'),
+    'norm_inverse_error_mm': Measure(
+        'Inverse error (mm)', 'Mean way off after going there and back, in the brain', 'lower'
+    ),
+    'norm_seconds_affine': Measure('Time of the affine step (s)'),
+    'norm_seconds_network': Measure('Time of the network (s)'),
+    'norm_seconds_refine': Measure('Time of the optimisation (s)'),
 }
 """By the beginning of the measure's name; the longest match counts."""
 

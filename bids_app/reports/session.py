@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from bids_app.reports.page import FILE_KEYS, render_page
 
 LOGGER = logging.getLogger('anatnet.reports')
 
-__all__ = ['FILE_KEYS', 'SessionReport', 'write_report']
+__all__ = ['FILE_KEYS', 'SessionReport', 'with_paths', 'write_report']
 
 
 @dataclass
@@ -58,6 +58,30 @@ class SessionReport:
         ``step``, ``message``, ``traceback`` (text of the crash file) and ``file``.
     warnings : list of str
         One line each.
+    precomputed : list of dict
+        What was taken from elsewhere (``--derivatives NAME=PATH``) instead of being made:
+        ``what`` (``brain mask``, ``tissue maps``), ``name`` (``NAME``), ``path`` (the file, or
+        the folder) and, optionally, ``figure``: the figure that says so, too (``mask``,
+        ``tissues``).
+    spaces : list of dict
+        One per output space, in the order of the command line; the first is shown unfolded:
+
+        - ``space``: name, as in ``space-<name>``;
+        - ``method``: ``network``, ``refined`` or ``ants``;
+        - ``voxel_size``: of the maps, mm;
+        - ``fwhm``: list of the smoothing widths, mm, in the order of the command line;
+        - ``measures``: what the registration says of itself (``Normalisation.measures``),
+          judged with the limits of :mod:`bids_app.morphometry.checks`;
+        - ``files``: derivatives in this space by their keys in the table of outputs. Shown are
+          ``std_t1w``, ``vbm_gm``, ``vbm_gm_smooth`` (the one of the first width) and
+          ``jacobian`` (affine and nonlinear part); others may be there;
+        - ``template``: files of the template: ``t1w`` and ``tissues``
+          (:class:`bids_app.images.templates.Template`); they may lie anywhere;
+        - ``notes``: list of text, such as which registration had to replace which, and why.
+    regions : list of dict
+        One per atlas: ``atlas`` (name), ``file`` (``desc-regions_morph.tsv`` with the columns
+        ``index``, ``name``, ``gm_mm3``, ``wm_mm3``, ``csf_mm3`` and, optionally, ``flag``) and,
+        optionally, ``space`` (the space of the atlas) and ``source`` (its file).
     methods : str
         Methods text in Markdown with citations such as ``[@n4]``.
     """
@@ -75,6 +99,9 @@ class SessionReport:
     steps: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    precomputed: list[dict[str, Any]] = field(default_factory=list)
+    spaces: list[dict[str, Any]] = field(default_factory=list)
+    regions: list[dict[str, Any]] = field(default_factory=list)
     methods: str = ''
 
     def to_dict(self, root: str | Path | None = None) -> dict[str, Any]:
@@ -83,14 +110,12 @@ class SessionReport:
         Parameters
         ----------
         root : path, optional
-            Derivatives folder; ``files`` below it are written relative to it, so that the
+            Derivatives folder; paths of files below it are written relative to it, so that the
             folder may be moved.
         """
         values = json.loads(json.dumps(dataclasses.asdict(self), default=_plain))
         if root is not None:
-            values['files'] = {
-                key: _relative(path, root) for key, path in values['files'].items() if path
-            }
+            values = with_paths(values, lambda path: _relative(path, root))
         return values
 
     @classmethod
@@ -106,10 +131,9 @@ class SessionReport:
         chosen = {name: value for name, value in values.items() if name in known}
         if not chosen.get('label'):
             raise ValueError('the saved context of a report has no label')
-        report = cls(**chosen)
         if root is not None:
-            report.files = {key: str(Path(root, path)) for key, path in report.files.items()}
-        return report
+            chosen = with_paths(chosen, lambda path: str(Path(root, path)))
+        return cls(**chosen)
 
     def save(self, path: str | Path, root: str | Path | None = None) -> Path:
         """Write the content to a JSON file, from which the page can be made again."""
@@ -126,6 +150,36 @@ class SessionReport:
             If the file cannot be read or is not a saved report.
         """
         return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')), root)
+
+
+def with_paths(content: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Return the content of a report with every path of a file that it shows changed.
+
+    Parameters
+    ----------
+    content : mapping
+        Fields of :class:`SessionReport`, all or some; files without a path are left out.
+    change : callable
+        From the path that is there to the one that is wanted.
+    """
+
+    def files(given: Mapping[str, Any] | None) -> dict[str, str]:
+        return {key: change(str(path)) for key, path in (given or {}).items() if path}
+
+    result = dict(content)
+    if 'files' in result:
+        result['files'] = files(result['files'])
+    if 'spaces' in result:
+        result['spaces'] = [
+            {**space, 'files': files(space.get('files')), 'template': files(space.get('template'))}
+            for space in result['spaces']
+        ]
+    if 'regions' in result:
+        result['regions'] = [
+            {**atlas, 'file': change(str(atlas['file']))} if atlas.get('file') else atlas
+            for atlas in result['regions']
+        ]
+    return result
 
 
 def write_report(

@@ -152,3 +152,41 @@ def structure_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
         entry['marked'] = index is not None and abs(index) >= ASYMMETRY_TO_NOTE
     order = {'gm': 0, 'wm': 1, 'csf': 2}
     return sorted(table.values(), key=lambda e: (not e['core'], order.get(e['group'], 3)))
+
+
+def region_table(rows: Sequence[Row], tiv: float | None = None) -> list[dict[str, Any]]:
+    """Return the regions of an atlas with their tissue volumes.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Lines of ``desc-regions_morph.tsv``: ``index``, ``name``, ``gm_mm3``, ``wm_mm3``,
+        ``csf_mm3`` and, optionally, ``flag``.
+    tiv : float, optional
+        Total intracranial volume in mm^3.
+
+    Returns
+    -------
+    list of dict
+        ``index``, ``name``, ``gm``, ``wm``, ``csf`` (mm^3 or ``None``), ``percent`` (all three
+        together, of the intracranial volume), ``absent`` (no volume at all) and ``flag`` (text,
+        empty where there is nothing to say).
+    """
+    table = []
+    for row in rows:
+        gm, wm, csf = (number(row.get(f'{tissue}_mm3')) for tissue in ('gm', 'wm', 'csf'))
+        total = sum(volume for volume in (gm, wm, csf) if volume is not None)
+        flag = (row.get('flag') or '').strip()
+        table.append(
+            {
+                'index': row.get('index') or '',
+                'name': _name_of(row),
+                'gm': gm,
+                'wm': wm,
+                'csf': csf,
+                'percent': 100 * total / tiv if tiv else None,
+                'absent': total <= 0,
+                'flag': '' if flag.lower() in ('n/a', 'ok', 'present') else flag,
+            }
+        )
+    return table

@@ -27,6 +27,8 @@
         const box = figure.querySelector('.toggle-' + css);
         if (box && !box.checked) all('.' + css, rows).forEach((part) => part.remove());
       }
+      const view = figure.querySelector('.view:checked');
+      if (view) rows.classList.add('as-' + view.classList[2].slice(5));
       stage.replaceChildren(rows);
       zoom.showModal();
       stage.scrollLeft = (stage.scrollWidth - stage.clientWidth) / 2;
@@ -34,6 +36,43 @@
   }
   zoom.querySelector('.close').addEventListener('click', () => zoom.close());
   zoom.addEventListener('click', (event) => { if (event.target === zoom) zoom.close(); });
+
+  /* Tables: sort by a column, filter by words. */
+  const cellValue = (row, column) => {
+    const text = row.cells[column].textContent.trim();
+    return /^[\d.,]+( %)?$/.test(text) ? parseFloat(text.replaceAll(',', '')) : text;
+  };
+  for (const table of all('table.sortable')) {
+    const body = table.tBodies[0];
+    const rows = [...body.rows];
+    all('.sort', table).forEach((button, column) => {
+      button.addEventListener('click', () => {
+        const head = button.parentElement;
+        const down = head.getAttribute('aria-sort') === 'ascending';
+        all('th[aria-sort]', table).forEach((th) => th.removeAttribute('aria-sort'));
+        head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
+        const sign = down ? -1 : 1;
+        rows.sort((one, other) => {
+          const [a, b] = [cellValue(one, column), cellValue(other, column)];
+          if (typeof a === 'number' && typeof b === 'number') return sign * (a - b);
+          return sign * String(a).localeCompare(String(b));
+        });
+        body.append(...rows);
+      });
+    });
+    const box = table.closest('details').querySelector('.filter');
+    const found = table.closest('details').querySelector('.found');
+    box.addEventListener('input', () => {
+      const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let count = 0;
+      for (const row of rows) {
+        const text = (row.cells[0].textContent + ' ' + row.cells[1].textContent).toLowerCase();
+        row.hidden = !words.every((word) => text.includes(word));
+        if (!row.hidden) count++;
+      }
+      found.textContent = words.length ? `${count} of ${rows.length}` : '';
+    });
+  }
 
   /* Navigation: mark the section in view. */
   const links = new Map(all('nav a').map((a) => [a.hash.slice(1), a]));
