@@ -233,8 +233,11 @@ def _at(field: np.ndarray, voxel: np.ndarray) -> np.ndarray:
 
     count = np.array(field.shape[1:])[:, np.newaxis]
     inside = ((voxel >= -0.5) & (voxel <= count - 0.5)).all(axis=0)
-    values = [map_coordinates(one, voxel, order=1, mode='nearest') for one in field]
-    return np.where(inside, values, 0)
+    result = np.zeros(voxel.shape, dtype=np.float32)
+    voxel = voxel[:, inside]
+    for one, values in zip(field, result, strict=True):
+        values[inside] = map_coordinates(one, voxel, order=1, mode='nearest')
+    return result
 
 
 def _sample(channel: np.ndarray, position: np.ndarray, order: Order) -> np.ndarray:
