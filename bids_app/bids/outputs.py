@@ -3,18 +3,27 @@
 
 ``outputs.json`` beside this module is the single table of derivatives: folder, entities, suffix,
 extension and the fields of the sidecar that never change. No other module spells a file name.
+
+Files in template space exist once per space, voxel size and smoothing: the entities of their
+entries hold ``{space}``, ``{res}``, ``{fwhm}`` and ``{atlas}``, which :meth:`Outputs.path` fills.
+Where such a file must be named in one word, it is its :func:`file_id`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 # The order in which the BIDS specification wants entities after sub- and ses-.
-ENTITY_ORDER = ('acq', 'rec', 'run', 'from', 'to', 'mode', 'space', 'seg', 'res', 'label', 'desc')
+ENTITY_ORDER = (
+    'acq', 'rec', 'run', 'from', 'to', 'mode', 'space', 'atlas', 'seg', 'res', 'label', 'desc',
+)  # fmt: skip
+
+_BLANK = re.compile(r'\{(\w+)\}')
 
 
 @cache
@@ -22,6 +31,75 @@ def table() -> dict[str, dict[str, Any]]:
     """Read the table of derivatives: key -> folder, entities, suffix, extension, sidecar."""
     text = resources.files('bids_app.bids').joinpath('outputs.json').read_text('utf-8')
     return json.loads(text)
+
+
+def parameters(key: str) -> tuple[str, ...]:
+    """Return what has to be said besides the key to name a derivative.
+
+    Examples
+    --------
+    >>> parameters('dseg'), parameters('vbm_gm_smooth')
+    ((), ('space', 'res', 'fwhm'))
+    """
+    return tuple(_BLANK.findall(' '.join(table()[key]['entities'].values())))
+
+
+def number_label(value: float) -> str:
+    """Write a number as a BIDS label, which may hold no point.
+
+    Examples
+    --------
+    >>> number_label(1.5), number_label(2.0), number_label(0.75)
+    ('1p5', '2', '0p75')
+    """
+    return f'{float(value):g}'.replace('.', 'p')
+
+
+def file_id(key: str, **given: str | float) -> str:
+    """Name a derivative in one line of text: its key and what fills the blanks of its entities.
+
+    Parameters
+    ----------
+    key : str
+        Key of the table of derivatives.
+    **given : str or float
+        ``space``, ``res`` (mm or label), ``fwhm`` (mm or label) and ``atlas``, as the entry asks.
+
+    Returns
+    -------
+    str
+        The key alone for a derivative of which there is one.
+
+    Raises
+    ------
+    KeyError
+        If the table does not hold ``key``, or something that its entities need is not given.
+
+    Examples
+    --------
+    >>> file_id('dseg')
+    'dseg'
+    >>> file_id('vbm_gm_smooth', space='MNI152NLin2009aSym', res=1.5, fwhm=8)
+    'vbm_gm_smooth space-MNI152NLin2009aSym res-1p5 fwhm-8'
+    """
+    labels = (f'{name}-{_label(given[name])}' for name in parameters(key))
+    return ' '.join((key, *labels))
+
+
+def parse_file_id(identifier: str) -> tuple[str, dict[str, str]]:
+    """Return the key and the labels of a :func:`file_id`.
+
+    Examples
+    --------
+    >>> parse_file_id('std_t1w space-MNI152NLin2009aSym res-1p5')
+    ('std_t1w', {'space': 'MNI152NLin2009aSym', 'res': '1p5'})
+    """
+    key, *labels = identifier.split(' ')
+    return key, dict(label.split('-', 1) for label in labels)
+
+
+def _label(value: str | float) -> str:
+    return value if isinstance(value, str) else number_label(value)
 
 
 class Outputs:
@@ -40,6 +118,8 @@ class Outputs:
     >>> outputs = Outputs(Path('out'), '01', 'a')
     >>> outputs.path('probseg_gm').as_posix()
     'out/sub-01/ses-a/anat/sub-01_ses-a_label-GM_probseg.nii.gz'
+    >>> outputs.path('std_mask', space='MNI152NLin2009aSym', res=1.5).name
+    'sub-01_ses-a_space-MNI152NLin2009aSym_res-1p5_desc-brain_mask.nii.gz'
     >>> outputs.path('report').as_posix()
     'out/sub-01_ses-a.html'
     >>> outputs.figure('desc-brain_mask').as_posix()
@@ -66,30 +146,39 @@ class Outputs:
         """Folder of the session, or of the subject where there is no session."""
         return self.subject_dir / f'ses-{self.session}' if self.session else self.subject_dir
 
-    def path(self, key: str) -> Path:
+    def path(self, key: str, **given: str | float) -> Path:
         """Return the path of a derivative, or of the ``report``.
+
+        Parameters
+        ----------
+        key : str
+            Key of the table of derivatives, or a :func:`file_id`.
+        **given : str or float
+            As for :func:`file_id`; not with a file id, which says it itself.
 
         Raises
         ------
         KeyError
-            If the table does not hold ``key``.
+            If the table does not hold ``key``, or something that its entities need is not given.
         """
         if key == 'report':
             return self.output_dir / f'{self.prefix}.html'
+        key, labels = parse_file_id(file_id(key, **given) if given else key)
         entry = table()[key]
-        return self.session_dir / entry['folder'] / self._name(entry)
+        return self.session_dir / entry['folder'] / self._name(entry, labels)
 
-    def sidecar_path(self, key: str) -> Path:
-        """Return the path of the JSON file beside a derivative."""
-        path = self.path(key)
-        return path.with_name(path.name.removesuffix(table()[key]['extension']) + '.json')
+    def sidecar_path(self, key: str, **given: str | float) -> Path:
+        """Return the path of the JSON file beside a derivative; arguments as for :meth:`path`."""
+        path = self.path(key, **given)
+        extension = table()[parse_file_id(key)[0]]['extension']
+        return path.with_name(path.name.removesuffix(extension) + '.json')
 
     def sidecar(self, key: str, **extra: Any) -> dict[str, Any]:
         """Return the content of a derivative's sidecar: the table's fields, then ``extra``.
 
-        Fields that are ``None`` are left out.
+        ``key`` may be a :func:`file_id`. Fields that are ``None`` are left out.
         """
-        fields = {**table()[key]['sidecar'], **extra}
+        fields = {**table()[parse_file_id(key)[0]]['sidecar'], **extra}
         return {name: value for name, value in fields.items() if value is not None}
 
     def figure(self, name: str, extension: str = '.svg') -> Path:
@@ -110,7 +199,9 @@ class Outputs:
         """File that says what a finished session was made from; written last."""
         return self.subject_dir / 'log' / f'{self.prefix}_state.json'
 
-    def _name(self, entry: dict[str, Any]) -> str:
+    def _name(self, entry: dict[str, Any], labels: dict[str, str]) -> str:
         entities = sorted(entry['entities'].items(), key=lambda pair: ENTITY_ORDER.index(pair[0]))
-        parts = [self.prefix, *(f'{name}-{value}' for name, value in entities)]
+        filled = ((name, _BLANK.sub(lambda blank: labels[blank[1]], value))
+                  for name, value in entities)  # fmt: skip
+        parts = [self.prefix, *(f'{name}-{value}' for name, value in filled)]
         return '_'.join([*parts, entry['suffix']]) + entry['extension']

@@ -14,7 +14,15 @@ import pytest
 
 from bids_app.bids.dataset import write_dataset_files
 from bids_app.bids.files import atomic_save_nifti, atomic_write_text, write_sidecar
-from bids_app.bids.outputs import ENTITY_ORDER, Outputs, table
+from bids_app.bids.outputs import (
+    ENTITY_ORDER,
+    Outputs,
+    file_id,
+    number_label,
+    parameters,
+    parse_file_id,
+    table,
+)
 from bids_app.config import RunConfig
 
 NAMES = {
@@ -40,10 +48,63 @@ def test_names_are_those_of_the_conventions():
     assert Outputs(Path('out'), '01').path('dseg') == Path('out/sub-01/anat/sub-01_dseg.nii.gz')
 
 
+TEMPLATE_NAMES = {
+    'xfm_forward': '_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5',
+    'xfm_backward': '_from-MNI152NLin2009aSym_to-T1w_mode-image_xfm.h5',
+    'std_t1w': '_space-MNI152NLin2009aSym_res-1p5_desc-preproc_T1w.nii.gz',
+    'std_mask': '_space-MNI152NLin2009aSym_res-1p5_desc-brain_mask.nii.gz',
+    'std_dseg': '_space-MNI152NLin2009aSym_res-1p5_dseg.nii.gz',
+    'std_probseg_gm': '_space-MNI152NLin2009aSym_res-1p5_label-GM_probseg.nii.gz',
+    'std_probseg_wm': '_space-MNI152NLin2009aSym_res-1p5_label-WM_probseg.nii.gz',
+    'std_probseg_csf': '_space-MNI152NLin2009aSym_res-1p5_label-CSF_probseg.nii.gz',
+    'vbm_gm': '_space-MNI152NLin2009aSym_res-1p5_label-GM_desc-modulated_probseg.nii.gz',
+    'vbm_wm': '_space-MNI152NLin2009aSym_res-1p5_label-WM_desc-modulated_probseg.nii.gz',
+    'vbm_gm_smooth':
+        '_space-MNI152NLin2009aSym_res-1p5_label-GM_desc-modulatedsmooth8mm_probseg.nii.gz',
+    'vbm_wm_smooth':
+        '_space-MNI152NLin2009aSym_res-1p5_label-WM_desc-modulatedsmooth8mm_probseg.nii.gz',
+    'jacobian': '_space-MNI152NLin2009aSym_res-1p5_desc-jacobian_morph.nii.gz',
+    'regions_morph': '_atlas-aal_desc-regions_morph.tsv',
+}  # fmt: skip
+GIVEN = {'space': 'MNI152NLin2009aSym', 'res': 1.5, 'fwhm': 8, 'atlas': 'aal'}
+
+
+def given(key, **changes):
+    return {name: {**GIVEN, **changes}[name] for name in parameters(key)}
+
+
+def test_names_in_template_space_are_those_of_the_conventions():
+    outputs = Outputs(Path('out'), '01')
+    assert set(TEMPLATE_NAMES) == {key for key in table() if parameters(key)}
+    for key, ending in TEMPLATE_NAMES.items():
+        assert outputs.path(key, **given(key)).name == f'sub-01{ending}'
+        assert outputs.path(file_id(key, **given(key))) == outputs.path(key, **given(key))
+        sidecar = outputs.sidecar_path(key, **given(key)).name
+        assert sidecar == f'sub-01{ending.split(".")[0]}.json'
+
+
+def test_file_id_there_and_back():
+    for key in table():
+        found, labels = parse_file_id(file_id(key, **given(key)))
+        assert found == key
+        assert labels == {
+            name: value if isinstance(value, str) else number_label(value)
+            for name, value in given(key).items()
+        }
+
+
+def test_what_a_name_needs_must_be_given():
+    with pytest.raises(KeyError, match='res'):
+        Outputs(Path('out'), '01').path('std_t1w', space='MNI305')
+    with pytest.raises(KeyError, match='space'):
+        Outputs(Path('out'), '01').path('std_t1w')
+
+
 def test_only_the_tissue_segmentation_has_no_desc():
     """smriprep takes any native dseg or probseg without further entities for its own."""
     for key, entry in table().items():
-        assert ('desc' in entry['entities']) != (key == 'dseg' or key.startswith('probseg_'))
+        if entry['suffix'] in ('dseg', 'probseg') and 'space' not in entry['entities']:
+            assert ('desc' in entry['entities']) != (key == 'dseg' or key.startswith('probseg_'))
 
 
 @pytest.mark.parametrize('key', sorted(table()))
@@ -51,7 +112,8 @@ def test_entries_are_well_formed(key):
     entry = table()[key]
     assert set(entry) == {'folder', 'entities', 'suffix', 'extension', 'sidecar'}
     assert set(entry['entities']) <= set(ENTITY_ORDER)
-    assert all(re.fullmatch('[0-9a-zA-Z+]+', value) for value in entry['entities'].values())
+    values = [re.sub(r'\{(space|res|fwhm|atlas)\}', 'x', v) for v in entry['entities'].values()]
+    assert all(re.fullmatch('[0-9a-zA-Z+]+', value) for value in values)
     assert entry['sidecar']['Description']
 
 
@@ -85,13 +147,23 @@ def test_validator_finds_no_error_in_a_tree_of_all_outputs(make_bids, tmp_path):
     image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4))
     image.header.set_xyzt_units('mm', 'sec')
     source = 'bids:raw:sub-01/anat/sub-01_T1w.nii.gz'
+    identifiers = [
+        file_id(key, **given(key, **changes))
+        for key in table()
+        for changes in ({}, {'space': 'MNIPediatricAsym+3', 'res': 2, 'fwhm': 7.5, 'atlas': 'b'})
+    ]
     for outputs in (Outputs(out, '01'), Outputs(out, '02', 'a')):
-        for key in table():
-            if outputs.path(key).suffix == '.tsv':
-                atomic_write_text(outputs.path(key), 'index\tname\n1\tx\n')
+        for identifier in dict.fromkeys(identifiers):
+            path, fields = outputs.path(identifier), {'Sources': [source]}
+            if path.suffix == '.gz':
+                atomic_save_nifti(image, path)
             else:
-                atomic_save_nifti(image, outputs.path(key))
-            write_sidecar(outputs.sidecar_path(key), outputs.sidecar(key, Sources=[source]))
+                atomic_write_text(path, 'index\tname\n1\tx\n')
+            if '_res-' in path.name:
+                fields['Resolution'] = 'of its own'
+            if 'MNIPediatric' in path.name:
+                fields['SpatialReference'] = 'file:///templates/T1w.nii.gz'
+            write_sidecar(outputs.sidecar_path(identifier), outputs.sidecar(identifier, **fields))
         for file in (
             outputs.path('report'),
             outputs.figure('desc-brain_mask'),
