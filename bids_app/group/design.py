@@ -9,7 +9,6 @@ R and patsy: ``~ group + age + C(sex) + tiv``. Everything that would make the re
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +200,9 @@ def make_contrast(text: str, design: Design) -> Contrast:
     # by plain words, the longest first, before the arithmetic is read.
     words = {name: f'column_{number}' for number, name in enumerate(names)}
     pattern = '|'.join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    plain = re.sub(rf'(?<![\w.\]]){pattern}(?![\w\[(])', lambda found: words[found[0]], expanded)
+    plain = re.sub(
+        rf'(?<![\w.\]])(?:{pattern})(?![\w\[(])', lambda found: words[found[0]], expanded
+    )
     known = f'the columns of "{design.formula}" are: {", ".join(design.columns)}'
     if '=' in plain or not plain.strip():
         raise UsageError(f'cannot read the contrast "{text}"; {known}')
@@ -236,7 +237,7 @@ def contrast_label(text: str) -> str:
 
 
 def _parse(formula: str) -> Any:
-    from formulaic import Formula
+    from formulaic import Formula, SimpleFormula
     from formulaic.errors import FormulaicError
 
     try:
@@ -247,7 +248,7 @@ def _parse(formula: str) -> Any:
             f'cannot read the model "{formula}": {_one_line(error)}; write it like '
             '"~ group + age + C(sex) + tiv"'
         ) from None
-    if not hasattr(parsed, 'root') and not hasattr(parsed, 'lhs'):
+    if isinstance(parsed, SimpleFormula):
         return parsed
     raise UsageError(
         f'the model "{formula}" names a response; write only the right side, like "~ group + age"'
@@ -316,8 +317,8 @@ def _check(design: Design, data: pd.DataFrame) -> None:
             if data[name].dtype == object and data[name].nunique() > 2
         ]
         raise UsageError(
-            f'{n} sessions are too few for the {p} columns of "{design.formula}" (at least {p + 2} '
-            f'are needed)' + (f'; {", ".join(many)}' if many else '')
+            f'{n} sessions are too few for the {p} columns of "{design.formula}" (at least '
+            f'{p + 2} are needed)' + (f'; {", ".join(many)}' if many else '')
         )
     constant = [
         name for name, column in zip(design.columns, design.matrix.T, strict=True)
@@ -349,13 +350,3 @@ def _explained(matrix: np.ndarray, number: int) -> bool:
 def _one_line(error: BaseException) -> str:
     text = re.sub(r'\x1b\[[0-9;]*m|[\u29da\u29db]', '', str(error))
     return ' '.join(text.split()) or type(error).__name__
-
-
-def session_names(table: pd.DataFrame, rows: Sequence[int]) -> list[str]:
-    """Return ``sub-01_ses-a`` for rows of a table with ``participant_id`` and ``session_id``."""
-    names = []
-    for row in rows:
-        session = table['session_id'].iloc[row] if 'session_id' in table.columns else None
-        subject = str(table['participant_id'].iloc[row])
-        names.append(f'{subject}_{session}' if isinstance(session, str) else subject)
-    return names

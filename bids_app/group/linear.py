@@ -102,8 +102,7 @@ def partition(matrix: np.ndarray, weights: np.ndarray) -> Partition:
             'compare groups or test a covariate, with an intercept in the model'
         )
     rest = others - constant @ (constant.T @ others)
-    nuisance, sizes, _ = np.linalg.svd(rest, full_matrices=False)
-    nuisance = nuisance[:, : others.shape[1] - 1]
+    nuisance = np.linalg.svd(rest, full_matrices=False)[0][:, : others.shape[1] - 1]
     return Partition(interest, nuisance, scale, n - p)
 
 
