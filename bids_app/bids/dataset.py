@@ -34,6 +34,7 @@ figures
 *_predictions.*
 group_*.tsv
 group_*.json
+group
 """
 
 README = """\

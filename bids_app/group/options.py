@@ -13,10 +13,16 @@ from bids_app.errors import UsageError
 MAP_KINDS = {'gm': 'vbm_gm', 'wm': 'vbm_wm', 'jacobian': 'jacobian'}
 """What ``--map`` may name, with the key of the table of outputs."""
 
+REPEATED = ('error', 'first', 'last')
+"""What can be done with several sessions of a participant."""
+
 _ONLY_GROUP = {
     'contrasts': '--contrast',
     'group_map': '--map',
     'n_permutations': '--n-permutations',
+    'mask_threshold': '--mask-threshold',
+    'tfce': '--no-tfce',
+    'repeated_sessions': '--repeated-sessions',
     'classify': '--classify',
     'force': '--force',
 }
@@ -42,6 +48,19 @@ def add_group_options(parser: argparse.ArgumentParser) -> None:
         '--n-permutations', type=_count, metavar='N',
         help='permutations for family-wise correction and for the p-value of a classification '
         '(default: 1000; 0: none)',
+    )  # fmt: skip
+    group.add_argument(
+        '--no-tfce', dest='tfce', action='store_false',
+        help='leave out threshold-free cluster enhancement, which takes most of the time',
+    )  # fmt: skip
+    group.add_argument(
+        '--mask-threshold', type=float, metavar='VALUE',
+        help='test voxels where the mean map is above this (default: 0.1)',
+    )  # fmt: skip
+    group.add_argument(
+        '--repeated-sessions', choices=REPEATED,
+        help='several sessions of a participant are not independent: refuse them in a model '
+        '(error, default), or take the first or last',
     )  # fmt: skip
     group.add_argument(
         '--classify', metavar='COLUMN',
@@ -105,6 +124,8 @@ def check_group_options(values: Mapping[str, Any]) -> None:
         raise UsageError('--contrast needs a formula, for instance --model "~ age + sex"')
     if values.get('n_permutations', 1000) < 0:
         raise UsageError('n_permutations must not be below 0')
+    if values.get('repeated_sessions', 'error') not in REPEATED:
+        raise UsageError(f'repeated_sessions must be one of {", ".join(REPEATED)}')
     parse_map(values.get('group_map', 'gm'))
 
 
