@@ -24,6 +24,7 @@ from bids_app.group.design import Contrast, Design, contrast_label, make_contras
 from bids_app.group.glm_results import methods, write_contrast, write_model
 from bids_app.group.linear import false_discovery, fit, partition
 from bids_app.group.maps import MapMatrix, check_maps, load_matrix, mean_map
+from bids_app.group.options import REPEATED
 from bids_app.group.permutation import corrected, null_distribution, permutations
 from bids_app.group.tfce import Enhancer
 from bids_app.morphometry.volumes import voxel_volume
@@ -58,6 +59,9 @@ class Settings:
         Whether to add threshold-free cluster enhancement.
     two_sided : bool
         For t contrasts.
+    repeated : str
+        Several sessions of a subject: ``error``, or take the ``first`` or ``last`` that has all
+        values.
     n_jobs : int
         Threads.
     """
@@ -70,6 +74,7 @@ class Settings:
     seed: int = 0
     tfce: bool = True
     two_sided: bool = True
+    repeated: str = 'error'
     n_jobs: int = 1
 
     def __post_init__(self) -> None:
@@ -77,6 +82,8 @@ class Settings:
             raise UsageError(f'{self.n_permutations} permutations: the number cannot be negative')
         if self.mask not in ('mean', 'all'):
             raise UsageError(f'mask {self.mask!r}: take mean or all')
+        if self.repeated not in REPEATED:
+            raise UsageError(f'repeated sessions {self.repeated!r}: take {", ".join(REPEATED)}')
 
 
 def run_glm(
@@ -107,7 +114,7 @@ def run_glm(
         Where a matrix of maps goes that is too large for memory.
     **settings
         Other fields of :class:`Settings`: ``threshold``, ``mask``, ``n_permutations``, ``seed``,
-        ``tfce``, ``two_sided``, ``n_jobs``.
+        ``tfce``, ``two_sided``, ``repeated``, ``n_jobs``.
 
     Returns
     -------
@@ -279,14 +286,22 @@ def _choose(
     for row in rows:
         sessions.setdefault(str(table['participant_id'].iloc[row]), []).append(row)
     repeated = {subject: own for subject, own in sessions.items() if len(own) > 1}
-    if repeated:
+    if not repeated:
+        return rows, design
+    if settings.repeated == 'error':
         subject, own = next(iter(repeated.items()))
         raise UsageError(
             f'{len(repeated)} of {len(sessions)} subjects have several sessions ({subject}: '
             f'{", ".join(session_names(table, own))}), which are not independent: choose one per '
-            'subject with --session-label'
+            'subject with --session-label, or --repeated-sessions first (or last)'
         )
-    return rows, design
+    at = 0 if settings.repeated == 'first' else -1
+    for own in repeated.values():
+        for row in own:
+            if row != own[at]:
+                reasons[row] = f'not the {settings.repeated} session of its subject'
+    rows = [row for row in rows if row not in reasons]
+    return rows, make_design(table.iloc[rows], settings.formula)
 
 
 def _contrasts(settings: Settings, design: Design) -> list[Contrast]:

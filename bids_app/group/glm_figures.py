@@ -76,7 +76,7 @@ def draw_statistic(
     widths = [size[0] * _CUTS for size in sizes]
     scale = 9.6 / max(widths)
     height = sum(size[1] for size in sizes) * scale
-    figure = _figure(10.6, height + 0.5, constrained=False)
+    figure = _figure(11.0, height + 0.5, constrained=False)
     figure.suptitle(title, fontsize=10, x=0.02, ha='left', y=1 - 0.12 / (height + 0.5))
     top_value = max(float(np.abs(statistic.data).max()), full * 1.2, 1e-6)
     white = float(np.percentile(background.data[background.data > 0.02], 99.5)) if (
@@ -88,7 +88,7 @@ def draw_statistic(
         share = size[1] * scale / (height + 0.5)
         at -= share
         for number, cut in enumerate(frame.cuts[plane]):
-            width = size[0] * scale / 10.6
+            width = size[0] * scale / 11.0
             axes = figure.add_axes((0.02 + number * width, at, width, share))
             axes.set_axis_off()
             grey = frame.sample(background, plane, cut)
@@ -114,7 +114,7 @@ def draw_statistic(
     from matplotlib.cm import ScalarMappable
 
     colors = ScalarMappable(image.norm, image.cmap)
-    bar = figure.colorbar(colors, cax=figure.add_axes((0.945, 0.25, 0.014, 0.45)))
+    bar = figure.colorbar(colors, cax=figure.add_axes((0.915, 0.25, 0.014, 0.45)))
     bar.ax.tick_params(labelsize=7)
     bar.set_label(unit, fontsize=8)
     return _save(figure, path)

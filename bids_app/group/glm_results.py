@@ -16,7 +16,6 @@ from bids_app.group.clusters import RegionMap, find_clusters
 from bids_app.group.design import Contrast, Design
 from bids_app.group.glm_figures import draw_design, draw_statistic
 from bids_app.group.maps import MapMatrix
-from bids_app.group.results import AnalysisResult
 from bids_app.morphometry.volumes import write_table
 from bids_app.reports.planes import Volume
 
@@ -318,55 +317,10 @@ def methods(model: dict[str, Any]) -> str:
         sides = 'two-sided' if model['two_sided'] else 'one-sided'
         text += (
             f'p values ({sides}) were corrected for all voxels with the largest statistic of '
-            f'{model["n_permutations"]} permutations of the residuals (Freedman & Lane, 1983; '
-            f'Winkler et al., 2014; seed {model["seed"]})'
+            f'{model["n_permutations"]} permutations of the residuals [@freedmanlane; '
+            f'@permutation] (seed {model["seed"]})'
         )
         if model['tfce']:
-            text += (
-                ', and after threshold-free cluster enhancement (E = 0.5, H = 2; Smith & Nichols, '
-                '2009)'
-            )
+            text += ', and after threshold-free cluster enhancement (E = 0.5, H = 2) [@tfce]'
         text += '. '
-    return text + 'The false discovery rate was controlled after Benjamini & Hochberg (1995).'
-
-
-def summarise(model: dict[str, Any]) -> AnalysisResult:
-    """Turn the result of :func:`bids_app.group.glm.analyse` into a section of the page.
-
-    Parameters
-    ----------
-    model : dict
-        From :func:`bids_app.group.glm.analyse` or :func:`bids_app.group.glm.run_glm`.
-    """
-    said = {'fwe': 'family-wise', 'tfce': 'family-wise with TFCE', 'fdr': 'false discovery rate'}
-    summary = [
-        f'Model {model["formula"]}: {model["n"]} sessions, {len(model["columns"])} columns, '
-        f'{model["df"]} degrees of freedom, {model["mask_voxels"]} voxels.'
-    ]
-    for contrast in model['contrasts']:
-        counts = ', '.join(
-            f'{count} voxels ({said[name]})' for name, count in contrast['significant'].items()
-        )
-        place = contrast['largest']
-        region = f' ({place["region"]})' if place['region'] else ''
-        corrected = '' if place['p_fwe'] is None else f', corrected p = {place["p_fwe"]:.3g}'
-        summary.append(
-            f'{contrast["name"]}: significant at p < {ALPHA:g}: {counts}; strongest '
-            f'{contrast["test"]} = {place["statistic"]:.2f} at {place["x"]:g}, {place["y"]:g}, '
-            f'{place["z"]:g} mm{region}{corrected}.'
-        )
-    left = [f'{entry["session"]}: {entry["reason"]}' for entry in model['dropped']]
-    return AnalysisResult(
-        title=f'Voxelwise statistics: {model["formula"]}',
-        summary=summary,
-        methods=model['methods'],
-        figures=[
-            *(contrast['figure'] for contrast in model['contrasts']),
-            model['files']['design_figure'],
-        ],
-        tables=[
-            (f'Clusters of {contrast["name"]}', contrast['table'])
-            for contrast in model['contrasts']
-        ],
-        notes=[*model['notes'], *(f'Not in the model: {reason}.' for reason in left)],
-    )
+    return text + 'The false discovery rate was controlled after Benjamini and Hochberg [@fdr].'

@@ -16,7 +16,6 @@ from scipy.ndimage import gaussian_filter
 from bids_app.errors import UsageError
 from bids_app.group.clusters import RegionMap, find_clusters
 from bids_app.group.glm import Settings, analyse
-from bids_app.group.glm_results import summarise
 from bids_app.group.maps import check_maps, load_matrix, mean_map
 
 SHAPE = (18, 20, 16)
@@ -179,18 +178,26 @@ def test_sessions_that_are_left_out_have_a_reason(study, tmp_path):
     assert found['n'] == 34
     assert [contrast['name'] for contrast in found['contrasts']] == ['group[T.patient]', 'age']
     assert set(found['contrasts'][0]['significant']) == {'fdr'}
-    page = summarise(found)
-    assert any('sub-04: cannot read' in note for note in page.notes)
-    assert 'permutations of' not in page.methods
+    assert any('6 sessions are not in the model' in note for note in found['notes'])
+    assert 'permutation' not in found['methods']
 
 
-def test_several_sessions_of_a_subject_are_refused(study, tmp_path):
+def test_several_sessions_of_a_subject_are_refused_or_chosen_from(study, tmp_path):
     """They are not independent."""
     table = study[0].copy()
     table['session_id'] = 'ses-1'
     table.loc[5, ['participant_id', 'session_id']] = ['sub-04', 'ses-2']
     with pytest.raises(UsageError, match=r'1 of 39 subjects .*sub-04_ses-1, sub-04_ses-2.*choose'):
         analyse(table, study[1], Settings('~ age'), out_dir=tmp_path)
+    for choice, left in (('first', 'sub-04_ses-2'), ('last', 'sub-04_ses-1')):
+        settings = Settings('~ age', n_permutations=0, repeated=choice)
+        found = analyse(table, study[1], settings, out_dir=tmp_path)
+        assert found['n'] == 39
+        assert found['dropped'] == [
+            {'session': left, 'reason': f'not the {choice} session of its subject'}
+        ]
+    with pytest.raises(UsageError, match='repeated sessions'):
+        Settings('~ age', repeated='all')
 
 
 def test_a_threshold_that_leaves_nothing(study, tmp_path):
