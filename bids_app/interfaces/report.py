@@ -21,6 +21,13 @@ from bids_app.interfaces.anat import Stopwatch, read_info, write_info
 COSTS = ('seconds', 'cpu_seconds', 'peak_gb')
 """What :func:`bids_app.interfaces.anat.write_info` adds to the findings of a step."""
 
+LARGEST_VOLUME_ERROR = 0.01
+"""Part of the volume of a tissue by which its modulated map may differ without a word."""
+
+
+SPACE_FILES = ('std_t1w', 'vbm_gm', 'vbm_gm_smooth', 'jacobian')
+"""Derivatives in template space that a report shows, by their keys in the table of outputs."""
+
 
 class _ReportInputSpec(BaseInterfaceInputSpec):
     info = File(exists=True, mandatory=True, desc='findings of all steps, from PublishSession')
@@ -64,9 +71,12 @@ def report_content(
     Parameters
     ----------
     context : mapping
-        Fields of :class:`bids_app.reports.session.SessionReport` that were known beforehand.
+        Fields of :class:`bids_app.reports.session.SessionReport` that were known beforehand; of
+        every space its name, voxel size, smoothing widths and template, of every atlas its name.
     info : mapping
-        What ``PublishSession`` wrote: ``steps`` and ``outputs``.
+        What ``PublishSession`` wrote: ``steps`` and ``outputs``. ``steps['normalise']['spaces']``
+        holds, by the name of the space, what
+        :func:`bids_app.registration.run.normalise_files` returned.
     outputs : Outputs
         Names of the session's derivatives.
     """
@@ -89,7 +99,7 @@ def report_content(
     conform = {k: value for k, value in steps.get('conform', {}).items() if k not in COSTS}
     files = {
         key: str(outputs.path(key)) for key in PUBLISHED
-        if outputs.path(key).relative_to(outputs.output_dir).as_posix() in info.get('outputs', {})
+        if _written(outputs.path(key), outputs, info)
     }  # fmt: skip
     files.update(context.get('files', {}))
     warnings = list(context.get('warnings', []))
@@ -103,7 +113,60 @@ def report_content(
         'steps': costs,
         'files': files,
         'warnings': warnings,
+        'spaces': _spaces(context, info, outputs),
+        'regions': _regions(context, info, outputs),
     }
+
+
+def _written(path: Path, outputs: Any, info: Mapping[str, Any]) -> bool:
+    return path.relative_to(outputs.output_dir).as_posix() in info.get('outputs', {})
+
+
+def _spaces(
+    context: Mapping[str, Any], info: Mapping[str, Any], outputs: Any
+) -> list[dict[str, Any]]:
+    """Add to every output space what the registration found, and the files that were written."""
+    registered = info.get('steps', {}).get('normalise', {}).get('spaces', {})
+    spaces = []
+    for space in context.get('spaces', []):
+        given: dict[str, Any] = {'space': space['space'], 'res': space['voxel_size']}
+        keys = [key for key in SPACE_FILES if key != 'vbm_gm_smooth' or space.get('fwhm')]
+        if space.get('fwhm'):
+            given['fwhm'] = space['fwhm'][0]
+        paths = {key: outputs.path(key, **given) for key in keys}
+        files = {key: str(path) for key, path in paths.items() if _written(path, outputs, info)}
+        found = registered.get(space['space'], {})
+        if not found and not files:
+            continue  # the session ended before this space
+        notes = list(space.get('notes', []))
+        if found.get('fallback'):
+            notes.append(f'Fallback of the registration: {found["fallback"]}')
+        measures = found.get('measures', found)
+        spaces.append(
+            {
+                **space,
+                'method': found.get('method', ''),
+                'measures': {k: v for k, v in measures.items() if k not in COSTS},
+                'files': files,
+                'notes': notes,
+            }
+        )
+    return spaces
+
+
+def _regions(
+    context: Mapping[str, Any], info: Mapping[str, Any], outputs: Any
+) -> list[dict[str, Any]]:
+    """Add to every atlas its table, and leave out those without one."""
+    tables = [
+        {**atlas, 'file': outputs.path('regions_morph', atlas=atlas['atlas'])}
+        for atlas in context.get('regions', [])
+    ]
+    return [
+        {**table, 'file': str(table['file'])}
+        for table in tables
+        if _written(table['file'], outputs, info)
+    ]
 
 
 def make_page(content: Mapping[str, Any], outputs: Any) -> str | None:

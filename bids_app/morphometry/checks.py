@@ -112,6 +112,20 @@ LIMITS = (
         'wm2max', (0.3, 1.0), (-INF, INF), 'few voxels are far brighter than the brain',
         'white matter is among the brightest of the image: clipped, or not a T1w scan',
     ),
+)  # fmt: skip
+"""The threshold table.
+
+Where the limits come from: skull-stripped scans with manual or clustered tissues (MICCAI 2012,
+ds002748) have CJV 0.40 to 0.48, CNR 2.9 to 3.6, SNR 6.9 to 8.2, overlap 0.61 to 0.86, GM over WM
+0.96 to 1.54; two-dimensional T1w of 3 mm slices have CJV above 3, so that contrast alone never
+fails a scan; EFC of whole heads is 0.47 to 0.68. Brain masks that were three times too large fail
+by volume.
+"""
+
+REGISTRATION_PREFIX = 'norm_'
+"""What the measures of a registration begin with, among those of the scan."""
+
+REGISTRATION_LIMITS = (
     Limit(
         'norm_dice_gm', (0.55, INF), (0.3, INF), low='the scan does not lie on the template',
     ),
@@ -131,23 +145,14 @@ LIMITS = (
         'to the start: the two transforms contradict each other', unit='mm',
     ),
 )  # fmt: skip
-"""The threshold table.
+"""The threshold table of registrations.
 
-Where the limits come from: skull-stripped scans with manual or clustered tissues (MICCAI 2012,
-ds002748) have CJV 0.40 to 0.48, CNR 2.9 to 3.6, SNR 6.9 to 8.2, overlap 0.61 to 0.86, GM over WM
-0.96 to 1.54; two-dimensional T1w of 3 mm slices have CJV above 3, so that contrast alone never
-fails a scan; EFC of whole heads is 0.47 to 0.68. Brain masks that were three times too large fail
-by volume.
-
-Registration (``norm_``): folding is a determinant at or below zero, which no velocity field makes,
-and healthy brains differ locally by less than a factor of ten from a template. Overlap of tissue
-with an average template stays well below 1, since the average is blurred; two heads that lie on
-each other by their outlines alone reach about half. A tenth of a millimetre is what the two
-directions are allowed to differ by design; twice that is still below a tenth of a voxel.
+Folding is a determinant at or below zero, which no velocity field makes, and healthy brains differ
+locally by less than a factor of ten from a template. Overlap of tissue with an average template
+stays well below 1, since the average is blurred; two heads that lie on each other by their
+outlines alone reach about half. A tenth of a millimetre is what the two directions are allowed to
+differ by design; twice that is an eighth of a voxel of 1.5 mm.
 """
-
-REGISTRATION_PREFIX = 'norm_'
-"""What the measures of a registration begin with, among those of the scan."""
 
 
 def registration_measures(measures: Mapping[str, Any]) -> dict[str, float]:
@@ -186,7 +191,7 @@ def assess(measures: Mapping[str, float], notes: Iterable[tuple[str, str]] = ())
     """
     checks: list[dict[str, Any]] = []
     found = [(status, reason) for status, reason in notes]
-    for limit in LIMITS:
+    for limit in (*LIMITS, *REGISTRATION_LIMITS):
         value = measures.get(limit.name, math.nan)
         if not math.isfinite(value):
             continue

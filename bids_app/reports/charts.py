@@ -116,14 +116,15 @@ def ratio_histogram(ratios: np.ndarray, width: int = 640, height: int = 130) -> 
             f'<text x="{x:.0f}" y="{height - 4}" text-anchor="{anchor}" class="chart-axis">'
             f'{ratio:g}</text>'
         )
-    for share in (1, 50, 99):
-        value = float(np.percentile(ratios, share))
+    marks = np.percentile(ratios, (1, 50, 99))
+    for value in marks:
         x = (np.log2(np.clip(value, 0.25, 4)) + 2) / 4 * width
-        parts.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="14" y2="{base}" class="chart-mark"/>'
-            f'<text x="{x:.0f}" y="10" text-anchor="middle" class="chart-axis">'
-            f'{share} %: {value:.2f}</text>'
-        )
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="14" y2="{base}" class="chart-mark"/>')
+    low, middle, high = marks
+    parts.append(
+        f'<text x="{width}" y="11" text-anchor="end" class="chart-label">'
+        f'1st percentile {low:.2f}, median {middle:.2f}, 99th percentile {high:.2f}</text>'
+    )
     return (
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
         'aria-label="Histogram of the volume of the scan over the volume of the template">'

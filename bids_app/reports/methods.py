@@ -8,148 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Reference:
-    """One publication; ``kind`` is the type of its BibTeX entry."""
-
-    key: str
-    authors: str
-    year: int
-    title: str
-    journal: str
-    doi: str
-    kind: str = 'article'
-
-
-REFERENCES = (
-    Reference(
-        'bids',
-        'Gorgolewski, K.J. et al.',
-        2016,
-        'The brain imaging data structure, a format for organizing and describing outputs of '
-        'neuroimaging experiments',
-        'Scientific Data 3, 160044',
-        '10.1038/sdata.2016.44',
-    ),
-    Reference(
-        'bidsapps',
-        'Gorgolewski, K.J. et al.',
-        2017,
-        'BIDS Apps: improving ease of use, accessibility, and reproducibility of neuroimaging '
-        'data analysis methods',
-        'PLOS Computational Biology 13(3), e1005209',
-        '10.1371/journal.pcbi.1005209',
-    ),
-    Reference(
-        'pybids',
-        'Yarkoni, T. et al.',
-        2019,
-        'PyBIDS: Python tools for BIDS datasets',
-        'Journal of Open Source Software 4(40), 1294',
-        '10.21105/joss.01294',
-    ),
-    Reference(
-        'nipype',
-        'Gorgolewski, K. et al.',
-        2011,
-        'Nipype: a flexible, lightweight and extensible neuroimaging data processing framework '
-        'in Python',
-        'Frontiers in Neuroinformatics 5, 13',
-        '10.3389/fninf.2011.00013',
-    ),
-    Reference(
-        'n4',
-        'Tustison, N.J. et al.',
-        2010,
-        'N4ITK: improved N3 bias correction',
-        'IEEE Transactions on Medical Imaging 29(6), 1310-1320',
-        '10.1109/TMI.2010.2046908',
-    ),
-    Reference(
-        'antsx',
-        'Tustison, N.J. et al.',
-        2021,
-        'The ANTsX ecosystem for quantitative biological and medical imaging',
-        'Scientific Reports 11, 9068',
-        '10.1038/s41598-021-87564-6',
-    ),
-    Reference(
-        'unet',
-        'Çiçek, Ö. et al.',
-        2016,
-        '3D U-Net: learning dense volumetric segmentation from sparse annotation',
-        'MICCAI 2016, LNCS 9901, 424-432',
-        '10.1007/978-3-319-46723-8_49',
-        'inproceedings',
-    ),
-    Reference(
-        'synthseg',
-        'Billot, B. et al.',
-        2023,
-        'SynthSeg: segmentation of brain MRI scans of any contrast and resolution without '
-        'retraining',
-        'Medical Image Analysis 86, 102789',
-        '10.1016/j.media.2023.102789',
-    ),
-    Reference(
-        'deepnat',
-        'Wachinger, C., Reuter, M., Klein, T.',
-        2018,
-        'DeepNAT: deep convolutional neural network for segmenting neuroanatomy',
-        'NeuroImage 170, 434-445',
-        '10.1016/j.neuroimage.2017.02.035',
-    ),
-    Reference(
-        'aseg',
-        'Fischl, B. et al.',
-        2002,
-        'Whole brain segmentation: automated labeling of neuroanatomical structures in the '
-        'human brain',
-        'Neuron 33(3), 341-355',
-        '10.1016/S0896-6273(02)00569-X',
-    ),
-    Reference(
-        'mriqc',
-        'Esteban, O. et al.',
-        2017,
-        'MRIQC: advancing the automatic prediction of image quality in MRI from unseen sites',
-        'PLOS ONE 12(9), e0184661',
-        '10.1371/journal.pone.0184661',
-    ),
-    Reference(
-        'efc',
-        'Atkinson, D. et al.',
-        1997,
-        'Automatic correction of motion artifacts in magnetic resonance images using an entropy '
-        'focus criterion',
-        'IEEE Transactions on Medical Imaging 16(6), 903-910',
-        '10.1109/42.650886',
-    ),
-    Reference(
-        'cjv',
-        'Ganzetti, M., Wenderoth, N., Mantini, D.',
-        2016,
-        'Intensity inhomogeneity correction of structural MR images: a data-driven approach to '
-        'define input algorithm parameters',
-        'Frontiers in Neuroinformatics 10, 10',
-        '10.3389/fninf.2016.00010',
-    ),
-    Reference(
-        'cnr',
-        'Magnotta, V.A., Friedman, L., FIRST BIRN',
-        2006,
-        'Measurement of signal-to-noise and contrast-to-noise in the fBIRN multicenter imaging '
-        'study',
-        'Journal of Digital Imaging 19(2), 140-147',
-        '10.1007/s10278-006-0264-x',
-    ),
-)
-"""All publications that a text may cite, in the order of the pipeline."""
+from bids_app.reports.references import REFERENCES, Reference
 
 
 def methods_text(
@@ -159,6 +21,12 @@ def methods_text(
     *,
     sloppy: bool = False,
     low_mem: bool = False,
+    registration: str = 'refined',
+    spaces: Sequence[str] = ('MNI152NLin2009aSym',),
+    voxel_sizes: Sequence[float] = (1.5,),
+    fwhm: Sequence[float] = (6, 8),
+    atlases: Sequence[str] = (),
+    precomputed: Sequence[str] = (),
 ) -> str:
     """Word the methods section as Markdown with citations such as ``[@n4]``.
 
@@ -174,6 +42,19 @@ def methods_text(
         What was computed.
     sloppy, low_mem : bool
         Options that leave out part of a step.
+    registration : {'network', 'refined', 'ants'}
+        What made the nonlinear part; like everything below only told where ``vbm`` is among the
+        modules, but for ``precomputed``.
+    spaces : sequence of str
+        Output spaces.
+    voxel_sizes : sequence of float
+        Of the maps, mm.
+    fwhm : sequence of float
+        Smoothing widths, mm; empty for none.
+    atlases : sequence of str
+        Names of the atlases with regional volumes.
+    precomputed : sequence of str
+        What was taken from other derivatives, in words: ``brain mask``, ``tissue maps``.
     """
     paragraphs = [
         f'Anatomical images were processed with AnatNet {version}, a BIDS App [@bids; @bidsapps] '
@@ -201,6 +82,16 @@ def methods_text(
         ]
     else:
         paragraphs[-1] += ' The brain mask was resampled to the grid of the input image.'
+    if precomputed:
+        paragraphs.append(
+            'Taken from existing derivatives instead of those computed here: '
+            f'{_joined(precomputed)}.'
+        )
+    if 'vbm' in modules and spaces:
+        paragraphs.append(_registration_text(registration, spaces))
+        paragraphs.append(_maps_text(voxel_sizes, fwhm))
+        if atlases:
+            paragraphs.append(_regions_text(atlases))
     weights = ', '.join(
         f'{model.get("name", "?")}'
         + (f' version {model["version"]}' if model.get('version') else '')
@@ -232,6 +123,69 @@ def _segmentation_text(results: str, mirrored: bool) -> str:
         f'decided there, which gave {results}. Volumes are sums of probabilities; voxelwise '
         'uncertainty is the normalised entropy of the posterior over labels.'
     )
+
+
+def _registration_text(method: str, spaces: Sequence[str]) -> str:
+    network = (
+        'It compared shares of grey matter, white matter and groups of structures in voxels of '
+        '1.5 mm, not intensities. A convolutional network with the symmetric scheme of SYMNet '
+        '[@symnet] predicted stationary velocity fields for both directions, which meet half way '
+        'and are integrated by scaling and squaring [@dartel], so that the transform and its '
+        'inverse are smooth and consistent.'
+    )
+    ways = {
+        'network': network,
+        'refined': f'{network} From there the fields were optimised on the scan itself with '
+        'symmetric demons in the log domain [@demons].',
+        'ants': 'The nonlinear part was computed with SyN [@syn] as distributed with ANTsPy '
+        '[@antsx].',
+    }
+    return (
+        'For voxel-based morphometry [@vbm] the scan was registered to '
+        f'{_joined([_template_text(space) for space in spaces])} with an affine transform of '
+        f'12 parameters, followed by a diffeomorphism. {ways[method]}'
+    )
+
+
+def _template_text(space: str) -> str:
+    if space == 'MNI152NLin2009aSym':
+        return f'the template {space} [@mni2009; @mni2011]'
+    if space.startswith(('MNI152NLin2009', 'MNIPediatric', 'MNIInfant')):
+        return f'the template {space} [@mni2009; @mni2011; @templateflow]'
+    return f'the template {space} [@templateflow]'
+
+
+def _maps_text(voxel_sizes: Sequence[float], fwhm: Sequence[float]) -> str:
+    sizes = _joined([f'{size:g}' for size in voxel_sizes])
+    text = (
+        f'Maps of grey and white matter were warped to voxels of {sizes} mm and modulated '
+        '[@modulation], that is multiplied by the Jacobian determinant of the whole transform, '
+        'affine and nonlinear, so that their sums are the tissue volumes of the scan'
+    )
+    if fwhm:
+        widths = _joined([f'{width:g}' for width in fwhm])
+        text += f', and smoothed with Gaussian kernels of {widths} mm full width at half maximum'
+        if len(fwhm) == 1:
+            text = text.replace('with Gaussian kernels', 'with a Gaussian kernel')
+    return (
+        f'{text}. The order of the steps is that of deepmriprep [@deepmriprep]; the code and the '
+        'networks are independent of it. Since the affine part is included in the modulation, '
+        'analyses should take the total intracranial volume into account.'
+    )
+
+
+def _regions_text(atlases: Sequence[str]) -> str:
+    noun = 'atlas' if len(atlases) == 1 else 'atlases'
+    return (
+        f'The {noun} {_joined(atlases)} {"was" if len(atlases) == 1 else "were"} warped to the '
+        'grid of the scan, where the volumes of grey matter, white matter and cerebrospinal fluid '
+        'of every region are sums of probabilities.'
+    )
+
+
+def _joined(words: Sequence[str]) -> str:
+    *first, last = [str(word) for word in words]
+    return f'{", ".join(first)} and {last}' if first else last
 
 
 _CITATION = re.compile(r'\[(@[\w-]+(?:;\s*@[\w-]+)*)\]')

@@ -156,7 +156,7 @@ def render_page(
     values['notes'] = parts.notes
     values['asymmetry_limit'] = tables.ASYMMETRY_TO_NOTE
     values['render_seconds'] = time.perf_counter() - started
-    return _template().render(values), documents
+    return load_template().render(values), documents
 
 
 def _pictures(
@@ -297,7 +297,7 @@ def _format(value: float | None, spec: str, unit: str = '') -> str:
 
 
 @cache
-def _template() -> Any:
+def load_template(name: str = 'report.html.jinja') -> Any:
     """Load the template with escaping on; style and script are included as they are."""
     from jinja2 import Environment, FunctionLoader
     from markupsafe import Markup
@@ -322,4 +322,4 @@ def _template() -> Any:
         mm3=lambda value: _format(value, ',.0f'),
         fine_share=lambda value: _format(value, '.2f', ' %'),
     )
-    return environment.get_template('report.html.jinja')
+    return environment.get_template(name)

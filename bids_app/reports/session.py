@@ -79,9 +79,9 @@ class SessionReport:
           (:class:`bids_app.images.templates.Template`); they may lie anywhere;
         - ``notes``: list of text, such as which registration had to replace which, and why.
     regions : list of dict
-        One per atlas: ``atlas`` (name), ``file`` (``desc-regions_morph.tsv`` with the columns
-        ``index``, ``name``, ``gm_mm3``, ``wm_mm3``, ``csf_mm3`` and, optionally, ``flag``) and,
-        optionally, ``space`` (the space of the atlas) and ``source`` (its file).
+        One per atlas: ``atlas`` (name), ``file`` (the table that holds what
+        :func:`bids_app.morphometry.regions.regional_volumes` returned) and, optionally,
+        ``space`` (the space of the atlas) and ``source`` (its file).
     methods : str
         Methods text in Markdown with citations such as ``[@n4]``.
     """

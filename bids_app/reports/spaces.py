@@ -36,8 +36,8 @@ from bids_app.reports.planes import (
     world_box,
 )
 
-BORDERS = (('White | grey matter of the template', ORANGE),
-           ('Grey matter | CSF of the template', SKY))  # fmt: skip
+BORDERS = (('White | grey matter', ORANGE),
+           ('Grey matter | CSF', SKY))  # fmt: skip
 
 RATIO_TOP = 2.0
 """Upper end of the scale of volume ratios; the lower one is its inverse."""
@@ -345,12 +345,11 @@ class SpaceGallery:
 
 
 def _caption(row: Row, text: str) -> str:
-    """Return a word at the lower left of a row, on black so that it covers what was there."""
-    top, size = row.tile[1], row.font_size
+    """Return a word at the top of the first slice; the next picture above it covers it."""
+    size = row.font_size
     return (
-        f'<rect y="{top}" width="{size * 5}" height="{row.total_height - top}"/>'
-        f'<g class="marks" font-size="{size}"><text x="3" y="{row.total_height - 4}">'
-        f'{escape(text)}</text></g>'
+        f'<g class="marks" font-size="{size}"><text x="{row.tile[0] / 2}" y="{size + 1}" '
+        f'text-anchor="middle">{escape(text)}</text></g>'
     )
 
 

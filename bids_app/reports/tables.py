@@ -160,8 +160,8 @@ def region_table(rows: Sequence[Row], tiv: float | None = None) -> list[dict[str
     Parameters
     ----------
     rows : sequence of mapping
-        Lines of ``desc-regions_morph.tsv``: ``index``, ``name``, ``gm_mm3``, ``wm_mm3``,
-        ``csf_mm3`` and, optionally, ``flag``.
+        Lines of ``desc-regions_morph.tsv``, see
+        :func:`bids_app.morphometry.regions.regional_volumes`.
     tiv : float, optional
         Total intracranial volume in mm^3.
 
@@ -169,14 +169,14 @@ def region_table(rows: Sequence[Row], tiv: float | None = None) -> list[dict[str
     -------
     list of dict
         ``index``, ``name``, ``gm``, ``wm``, ``csf`` (mm^3 or ``None``), ``percent`` (all three
-        together, of the intracranial volume), ``absent`` (no volume at all) and ``flag`` (text,
-        empty where there is nothing to say).
+        together, of the intracranial volume) and ``flag``: why the region has no volume
+        (``absent``, ``not covered``, ``no tissue``), empty for all others.
     """
     table = []
     for row in rows:
         gm, wm, csf = (number(row.get(f'{tissue}_mm3')) for tissue in ('gm', 'wm', 'csf'))
         total = sum(volume for volume in (gm, wm, csf) if volume is not None)
-        flag = (row.get('flag') or '').strip()
+        flag = (row.get('flag') or '').strip().replace('n/a', '')
         table.append(
             {
                 'index': row.get('index') or '',
@@ -185,8 +185,7 @@ def region_table(rows: Sequence[Row], tiv: float | None = None) -> list[dict[str
                 'wm': wm,
                 'csf': csf,
                 'percent': 100 * total / tiv if tiv else None,
-                'absent': total <= 0,
-                'flag': '' if flag.lower() in ('n/a', 'ok', 'present') else flag,
+                'flag': flag or ('no tissue' if total <= 0 else ''),
             }
         )
     return table

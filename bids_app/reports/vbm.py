@@ -94,7 +94,7 @@ def region_entries(
     -------
     list of dict
         ``atlas``, ``space``, ``source``, ``rows`` (see
-        :func:`bids_app.reports.tables.region_table`) and ``absent``, the number of regions
+        :func:`bids_app.reports.tables.region_table`) and ``empty``, the number of regions
         without volume.
     """
     entries = []
@@ -108,8 +108,7 @@ def region_entries(
                     'space': atlas.get('space') or '',
                     'source': atlas.get('source') or '',
                     'rows': rows,
-                    'absent': sum(row['absent'] for row in rows),
-                    'flagged': any(row['flag'] or row['absent'] for row in rows),
+                    'empty': sum(bool(row['flag']) for row in rows),
                 }
             )
     return entries

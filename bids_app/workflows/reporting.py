@@ -109,11 +109,9 @@ def failure_report(
 
 def portable(content: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     """Make the paths of a report's content relative to the derivatives folder."""
-    files = {
-        key: relative(Path(path), config.output_dir)
-        for key, path in content.get('files', {}).items()
-    }
-    return {**content, 'files': files}
+    from bids_app.reports.session import with_paths
+
+    return with_paths(content, lambda path: relative(Path(path), config.output_dir))
 
 
 def rebuild_reports(config: RunConfig, jobs: Sequence[Job]) -> None:

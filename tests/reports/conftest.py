@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,53 @@ FACTOR = 0.9
 """Volume of the made-up scan's affine part: it is smaller than the template."""
 
 
+class Page(HTMLParser):
+    """Collects what a browser would load, the ids, links inside the page, and open tags."""
+
+    VOID = ('meta', 'link', 'br', 'img', 'input', 'hr', 'path', 'image', 'use', 'rect', 'line')
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.ids: list[str] = []
+        self.anchors: list[str] = []
+        self.stack: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append((tag, values))
+        if 'id' in values:
+            self.ids.append(values['id'])
+        for name in ('src', 'data', 'srcset', 'poster', 'action'):
+            if name in values:
+                self.loaded.append(values[name])
+        address = values.get('href') or values.get('xlink:href')
+        if address is not None:
+            if tag == 'a':
+                self.anchors.append(address)
+            else:
+                self.loaded.append(address)
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.stack.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.stack.pop() == tag
+
+
+@pytest.fixture(scope='session')
+def parse() -> type[Page]:
+    """The parser of a page, made from its text."""
+    return Page
+
+
 def make_space(
     folder: Path, *, voxel_size: float = 3.0, amplitude: float = 4.0, prefix: str = 'sub-01_ses-1'
 ) -> dict[str, Any]:
@@ -30,7 +78,7 @@ def make_space(
 
     shape, affine = target_grid(voxel_size)
     points = np.indices(shape).reshape(3, -1).T @ affine[:3, :3].T + affine[:3, 3]
-    shift = amplitude * np.sin(points[:, [1, 2, 0]] / 25 + (0, 1, 2))
+    shift = amplitude / 2 * (np.sin(points / 25) + np.sin(points[:, [1, 2, 0]] / 25 + (0, 1, 2)))
     maps = {}
     for name in ('t1', 'gm', 'wm'):
         image = nib.load(Path(MNI152_FILE_PATH).parent / Path(MNI152_FILE_PATH).name.replace(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nibabel as nib
@@ -75,47 +74,6 @@ def full_report(files: dict[str, str]) -> SessionReport:
     )  # fmt: skip
 
 
-class _Page(HTMLParser):
-    """Collects what a browser would load, the ids, links inside the page, and open tags."""
-
-    VOID = ('meta', 'link', 'br', 'img', 'input', 'hr', 'path', 'image', 'use', 'rect', 'line')
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.loaded: list[str] = []
-        self.ids: list[str] = []
-        self.anchors: list[str] = []
-        self.stack: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.tags.append((tag, values))
-        if 'id' in values:
-            self.ids.append(values['id'])
-        for name in ('src', 'data', 'srcset', 'poster', 'action'):
-            if name in values:
-                self.loaded.append(values[name])
-        address = values.get('href') or values.get('xlink:href')
-        if address is not None:
-            if tag == 'a':
-                self.anchors.append(address)
-            else:
-                self.loaded.append(address)
-        if tag not in self.VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in self.VOID:
-            self.stack.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.stack.pop() == tag
-
-
 @pytest.fixture(scope='module')
 def page(derivatives, tmp_path_factory) -> tuple[str, Path, float]:
     folder = tmp_path_factory.mktemp('out')
@@ -124,9 +82,9 @@ def page(derivatives, tmp_path_factory) -> tuple[str, Path, float]:
     return path.read_text(encoding='utf-8'), path, time.perf_counter() - started
 
 
-def test_loads_nothing_from_elsewhere(page):
+def test_loads_nothing_from_elsewhere(parse, page):
     text, _, _ = page
-    parsed = _Page(text)
+    parsed = parse(text)
     assert all(address.startswith(('data:', '#')) for address in parsed.loaded)
     assert not parsed.stack  # every element is closed
     assert "default-src 'none'; img-src data:;" in text  # the browser enforces it, too
@@ -138,8 +96,8 @@ def test_loads_nothing_from_elsewhere(page):
         assert word not in script
 
 
-def test_anchors_and_ids(page):
-    parsed = _Page(page[0])
+def test_anchors_and_ids(parse, page):
+    parsed = parse(page[0])
     assert len(parsed.ids) == len(set(parsed.ids))
     for address in parsed.anchors:
         assert address.startswith('https://') or address[1:] in parsed.ids
@@ -154,7 +112,7 @@ def test_small_fast_and_nothing_left_behind(page):
     assert [p.name for p in path.parent.iterdir() if p.name.endswith('.part')] == []
 
 
-def test_content(page):
+def test_content(parse, page):
     text = page[0]
     for words in (
         'sub-01', 'ses-1', 'Look at it', 'noise &amp; bias', '2 × 2 × 4 mm', 'age 31',
@@ -163,7 +121,7 @@ def test_content(page):
         'Left-Cerebral-Cortex', 'Normalised entropy', 'doi.org/10.1109/TMI.2010.2046908',
     ):  # fmt: skip
         assert words in text, words
-    parsed = _Page(text)
+    parsed = parse(text)
     rows = [values for tag, values in parsed.tags if tag == 'svg' and values.get('role') == 'img']
     assert len(rows) == 4 * 3 + 1
     assert all(values.get('aria-label') for values in rows)
@@ -222,7 +180,7 @@ def test_context_turns_paths_and_arrays_to_json(tmp_path):
     assert values['skipped'] == [['x', 'why']]
 
 
-def test_failed_session_without_any_file(tmp_path):
+def test_failed_session_without_any_file(parse, tmp_path):
     report = SessionReport(
         'sub-02',
         status='failed',
@@ -238,7 +196,7 @@ def test_failed_session_without_any_file(tmp_path):
     assert 'a tuple is fine, too' in text
     assert 'Not made: t1w_preproc' in text
     assert 'viewer-data"' not in text
-    assert not _Page(text).stack
+    assert not parse(text).stack
 
 
 def test_failed_session_shows_the_raw_scan(derivatives, tmp_path):
@@ -262,14 +220,14 @@ def test_broken_files_become_notes(derivatives, tmp_path, content):
     assert 'The scan could not be shown' in text
 
 
-def test_derivatives_of_other_grids_and_empty_masks(derivatives, tmp_path):
+def test_derivatives_of_other_grids_and_empty_masks(parse, derivatives, tmp_path):
     empty = tmp_path / 'empty.nii.gz'
     nib.save(nib.Nifti1Image(np.zeros((5, 5, 5), np.uint8), np.eye(4)), empty)
     files = {**derivatives, 'brain_mask': str(empty), 'dseg': str(empty),
              'wholebrain_dseg': str(empty), 'uncertainty': str(empty)}  # fmt: skip
     text = write_report(SessionReport('sub-05', files=files), tmp_path / 'a.html').read_text()
     assert 'could not be shown' not in text
-    assert not _Page(text).stack
+    assert not parse(text).stack
 
 
 def test_unwritable_figures_do_not_cost_the_page(derivatives, tmp_path):

@@ -95,9 +95,10 @@ def test_verdict_comes_from_the_table_where_the_context_has_none():
 
 
 def test_every_check_of_the_app_has_a_readable_label():
-    from bids_app.morphometry.checks import LIMITS, assess
+    from bids_app.morphometry.checks import LIMITS, REGISTRATION_LIMITS, assess
 
-    verdict = assess({limit.name: 1e6 for limit in LIMITS})
+    verdict = assess({limit.name: 1e6 for limit in (*LIMITS, *REGISTRATION_LIMITS)})
+    assert len(verdict['checks']) == len(LIMITS) + len(REGISTRATION_LIMITS)
     for line in quality.checks({}, verdict):
         assert '_' not in line['label']
         assert line['meaning']
@@ -132,6 +133,33 @@ def test_methods_tell_of_the_steps_that_ran_and_of_no_others():
     assert 'two resolutions' in sloppy
     assert 'mirrored' not in sloppy
     assert 'mirrored' not in methods.methods_text('1', low_mem=True)
+
+
+def test_methods_of_morphometry_vary_with_the_options():
+    modules = ('mask', 'tissue', 'wholebrain', 'vbm')
+    assert '@vbm' not in methods.methods_text('1', [], modules[:3], atlases=('A',))
+    refined = methods.methods_text('1', [], modules)
+    for words in ('@symnet', '@dartel', '@demons', '@mni2009', '@modulation', '6 and 8 mm',
+                  'voxels of 1.5 mm', '@deepmriprep'):  # fmt: skip
+        assert words in refined, words
+    assert '@templateflow' not in refined
+    assert 'atlas' not in refined
+    network = methods.methods_text('1', [], modules, registration='network')
+    assert '@symnet' in network
+    assert '@demons' not in network
+    ants = methods.methods_text(
+        '1', [], modules, registration='ants', spaces=('OASIS30ANTs',), voxel_sizes=(1, 2),
+        fwhm=(), atlases=('A', 'B'), precomputed=('brain mask', 'tissue maps'),
+    )  # fmt: skip
+    for words in ('@syn', '@templateflow', 'voxels of 1 and 2 mm', 'The atlases A and B were',
+                  'brain mask and tissue maps'):  # fmt: skip
+        assert words in ants, words
+    for words in ('@symnet', '@mni2009', 'smoothed'):
+        assert words not in ants, words
+    assert 'a Gaussian kernel of 8 mm' in methods.methods_text('1', [], modules, fwhm=(8,))
+    for text in (refined, network, ants):
+        keys = set(re.findall(r'@([\w-]+)', text))
+        assert keys <= {reference.key for reference in methods.REFERENCES}
 
 
 def test_references_are_unique_and_complete():
