@@ -4,19 +4,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bids_app.data import structures
-from bids_app.group.homogeneity import fisher_z, normal_z
+from bids_app.group.homogeneity import normal_z, unusual_distance
 from bids_app.group.quality import (
+    CHECK_SEVERITY,
+    FISHER,
     JUDGED,
+    LOGARITHM,
     MIDDLE,
     MIN_SESSIONS,
+    Z_LOOK,
     Finding,
     Judged,
     Rating,
+    Scale,
+    bounds,
     check_findings,
     compare,
     rate,
@@ -40,6 +46,8 @@ class Assessment:
         None for sessions that are not done.
     z : dict of str to ndarray
         Robust z-scores by measure, or by structure for volumes relative to TIV.
+    bounds : dict of str to (float or None, float or None)
+        Values beyond which a measure asks for a look.
     homogeneity_columns : dict of str to ndarray
         ``mean_correlation``, ``mahalanobis_distance``, ``mahalanobis_p``; empty without maps.
     notes : list of str
@@ -48,6 +56,7 @@ class Assessment:
 
     ratings: list[Rating | None]
     z: dict[str, np.ndarray] = field(default_factory=dict)
+    bounds: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     homogeneity_columns: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -75,9 +84,10 @@ def assess_study(
             'alone'
         )
 
-    def take(key: str, label: str, values: np.ndarray, judged: Judged, transform: Any = None):
-        z, found = compare(label, values, judged.group, judged.better, transform)
+    def take(key: str, label: str, values: np.ndarray, judged: Judged, scale: Scale | None = None):
+        z, found = compare(label, values, judged.group, judged.better, scale)
         result.z[key] = z
+        result.bounds[key] = bounds(values, judged.better, scale)
         for own, finding in zip(findings, found, strict=True):
             if finding is not None:
                 own.append(finding)
@@ -116,7 +126,7 @@ def _compare_structures(measured: Measurements, take) -> None:
         share[good] = 100 * values[good] / tiv[good]
         if good.any():
             label = f'{structure.name.replace("-", " ")} (% of TIV)'
-            take(structure.name, label, share, Judged('volumes', MIDDLE), np.log)
+            take(structure.name, label, share, Judged('volumes', MIDDLE), LOGARITHM)
 
 
 def _compare_maps(homogeneity: Homogeneity, result: Assessment, findings, take) -> None:
@@ -129,10 +139,18 @@ def _compare_maps(homogeneity: Homogeneity, result: Assessment, findings, take) 
     result.notes += homogeneity.notes
     take(
         'mean_correlation', 'Mean correlation of the grey matter map',
-        homogeneity.mean_correlation, JUDGED['mean_correlation'], fisher_z,
+        homogeneity.mean_correlation, JUDGED['mean_correlation'], FISHER,
     )  # fmt: skip
-    unusual = normal_z(np.where(np.isnan(homogeneity.probability), 1, homogeneity.probability))
-    for place, (z, cost) in enumerate(zip(unusual, severity(unusual), strict=True)):
+    for place, problem in homogeneity.problems.items():
+        findings[place].append(Finding('homogeneity', CHECK_SEVERITY['warn'], problem))
+    if not homogeneity.components:
+        return
+    unusual = normal_z(homogeneity.probability)
+    result.z['mahalanobis_distance'] = unusual
+    limit = unusual_distance(Z_LOOK, int(homogeneity.used.sum()), homogeneity.components)
+    result.bounds['mahalanobis_distance'] = (None, limit)
+    costs = severity(np.nan_to_num(unusual, nan=0.0))
+    for place, (z, cost) in enumerate(zip(unusual, costs, strict=True)):
         if cost > 0:
             findings[place].append(
                 Finding(
@@ -143,5 +161,3 @@ def _compare_maps(homogeneity: Homogeneity, result: Assessment, findings, take) 
                     f'p = {homogeneity.probability[place]:.1g}, as rare as z = {z:.1f})',
                 )
             )
-    for place, problem in homogeneity.problems.items():
-        findings[place].append(Finding('homogeneity', 0.2, problem))

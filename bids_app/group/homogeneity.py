@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -242,7 +243,7 @@ def mahalanobis(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     components : int
         0, and NaN above, for fewer than ten maps.
     """
-    from scipy import linalg, stats
+    from scipy import linalg
 
     count = len(correlations)
     components = min(MAX_COMPONENTS, count // SESSIONS_PER_COMPONENT)
@@ -257,13 +258,21 @@ def mahalanobis(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         return np.zeros(count), np.ones(count), 0
     distance = (count - 1) * np.square(vectors).sum(axis=1)
     share = np.clip(count * distance / (count - 1) ** 2, 0, 1)
-    probability = stats.beta.sf(share, components / 2, (count - components - 1) / 2)
-    return distance, probability, components
+    return distance, _beta(count, components).sf(share), components
 
 
-def fisher_z(correlation: np.ndarray) -> np.ndarray:
-    """Return the inverse hyperbolic tangent, in which correlations are near normal."""
-    return np.arctanh(np.clip(np.asarray(correlation, float), -0.999999, 0.999999))
+def unusual_distance(z: float, count: int, components: int) -> float:
+    """Return the squared distance that is as rare as a normal deviate above `z`."""
+    from scipy import stats
+
+    share = float(_beta(count, components).isf(stats.norm.sf(z)))
+    return share * (count - 1) ** 2 / count
+
+
+def _beta(count: int, components: int) -> Any:
+    from scipy import stats
+
+    return stats.beta(components / 2, (count - components - 1) / 2)
 
 
 def normal_z(probability: np.ndarray) -> np.ndarray:

@@ -73,6 +73,7 @@ JUDGED = {
     'norm_correlation_gm': Judged('registration', HIGHER),
     'norm_inverse_error_mm': Judged('registration', LOWER),
     'mean_correlation': Judged('homogeneity', HIGHER),
+    'mahalanobis_distance': Judged('homogeneity', LOWER),
 }
 """The measures of ``desc-qc_stats.tsv`` (and of the homogeneity) that count for the score."""
 
@@ -136,20 +137,70 @@ def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray:
     there = np.isfinite(values)
     result = np.full(values.shape, np.nan)
     count = int(there.sum())
-    if count < MIN_SESSIONS:
+    middle, spread = _middle_and_spread(values[there])
+    if math.isnan(spread):
         return result
-    deviation = values[there] - np.median(values[there])
-    small = _SMALL_SAMPLE.get(count, count / (count - 0.8))
-    scale = small * _NORMAL * float(np.median(np.abs(deviation)))
-    # Rounding of the values in a table must not make a spread of its own.
-    if scale <= 1e-9 * max(float(np.abs(values[there]).max()), 1e-300):
-        scale = _MEAN_NORMAL * float(np.mean(np.abs(deviation)))
-    if not scale > 0:
-        result[there] = 0.0
-        return result
-    tail = stats.t.sf(np.abs(deviation) / scale, (count - 1) / 2)
-    result[there] = np.sign(deviation) * stats.norm.isf(np.maximum(tail, 1e-300))
+    result[there] = 0.0
+    if spread > 0:
+        distance = (values[there] - middle) / spread
+        tail = stats.t.sf(np.abs(distance), (count - 1) / 2)
+        result[there] = np.sign(distance) * stats.norm.isf(np.maximum(tail, 1e-300))
     return result
+
+
+def _middle_and_spread(values: np.ndarray) -> tuple[float, float]:
+    """Return the median and the scaled median absolute deviation; NaN for too few values."""
+    count = values.size
+    if count < MIN_SESSIONS:
+        return math.nan, math.nan
+    middle = float(np.median(values))
+    deviation = np.abs(values - middle)
+    small = _SMALL_SAMPLE.get(count, count / (count - 0.8))
+    spread = small * _NORMAL * float(np.median(deviation))
+    # Rounding of the values in a table must not make a spread of its own.
+    if spread <= 1e-9 * max(float(np.abs(values).max()), 1e-300):
+        spread = _MEAN_NORMAL * float(np.mean(deviation))
+    return middle, spread
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A growing function under which a measure is spread evenly to both sides, and its inverse."""
+
+    forward: Callable[[np.ndarray], np.ndarray]
+    backward: Callable[[np.ndarray], np.ndarray]
+
+
+LOGARITHM = Scale(np.log, np.exp)
+"""For volumes, which differ by factors."""
+
+FISHER = Scale(lambda r: np.arctanh(np.clip(r, -0.999999, 0.999999)), np.tanh)
+"""For correlations."""
+
+
+def bounds(
+    values: np.ndarray, better: int, scale: Scale | None = None, z: float = Z_LOOK
+) -> tuple[float | None, float | None]:
+    """Return the values that have a robust z of minus and plus `z`.
+
+    None where nothing lies beyond: on the good side, and where there is no comparison.
+    """
+    from scipy import stats
+
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    if scale is not None:
+        values = scale.forward(values)
+    middle, spread = _middle_and_spread(values)
+    if not spread > 0:
+        return None, None
+    reach = spread * float(stats.t.isf(stats.norm.sf(z), (values.size - 1) / 2))
+    ends = np.array([middle - reach, middle + reach])
+    low, high = ends if scale is None else scale.backward(ends)
+    return (
+        float(low) if better != LOWER else None,
+        float(high) if better != HIGHER else None,
+    )
 
 
 def badness(z: np.ndarray, better: int) -> np.ndarray:
@@ -194,7 +245,7 @@ def compare(
     values: np.ndarray,
     group: str,
     better: int,
-    transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    scale: Scale | None = None,
 ) -> tuple[np.ndarray, list[Finding | None]]:
     """Compare one measure between sessions.
 
@@ -208,9 +259,8 @@ def compare(
         Key of :data:`GROUPS`.
     better : int
         :data:`HIGHER`, :data:`LOWER` or :data:`MIDDLE`.
-    transform : callable, optional
-        Applied before the comparison, so that values are spread evenly to both sides; a growing
-        function. The reasons show the values themselves.
+    scale : Scale, optional
+        On which values are compared; the reasons show the values themselves.
 
     Returns
     -------
@@ -219,7 +269,7 @@ def compare(
     findings : list of Finding or None
         For every session.
     """
-    z = robust_z(values if transform is None else transform(values))
+    z = robust_z(values if scale is None else scale.forward(values))
     costs = severity(np.nan_to_num(badness(z, better), nan=0.0))
     median = float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
     findings: list[Finding | None] = []

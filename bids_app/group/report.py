@@ -18,7 +18,7 @@ from bids_app.bids.files import atomic_write_text
 from bids_app.data import structures
 from bids_app.group import provenance
 from bids_app.group.phenotypes import as_numbers
-from bids_app.group.quality import GROUPS, JUDGED, thresholds
+from bids_app.group.quality import GROUPS, JUDGED, LOOK_BELOW, thresholds
 from bids_app.group.tables import QC_FILE, REGIONS_FILE, VOLUMES_FILE, numbers
 from bids_app.reports import methods
 from bids_app.reports.page import load_template
@@ -365,7 +365,16 @@ def _rows(
                             for name in _TISSUES],
             }
         )  # fmt: skip
-    return sorted(rows, key=lambda r: (-1.0 if r['score'] is None else r['score'], r['place']))
+    # Failed sessions stand between those that need a look and those that are fine.
+    middle = (LOOK_BELOW + 100) / 2
+    return sorted(
+        rows,
+        key=lambda r: (
+            r['state'] == 'ok',
+            middle if r['score'] is None else r['score'],
+            r['place'],
+        ),
+    )
 
 
 def _strips(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -378,6 +387,8 @@ def _strips(data: Mapping[str, Any]) -> list[dict[str, Any]]:
             groups[judged.group if judged else 'other'].append(number)
         elif entry['group'] == 'Shares':
             groups['volumes'].append(number)
+    for own in groups.values():  # what is said of the whole brain before its parts
+        own.sort(key=lambda number: data['numeric'][number]['group'] == 'Shares')
     titles = {**GROUPS, 'other': 'Other measures, which do not count for the score'}
     return [{'key': key, 'title': titles[key], 'entries': e} for key, e in groups.items() if e]
 

@@ -262,9 +262,10 @@ def _quality_columns(
         if name in columns:
             columns[f'{name}_z'] = [text(value, '.2f') for value in z]
             direction = {1: 'low values are bad', -1: 'high values are bad', 0: 'both sides count'}
-            texts[f'{name}_z'] = {
-                'Description': f'{rules["comparison"]}; {direction[JUDGED[name].better]}'
-            }
+            how = rules['comparison']
+            if name == 'mahalanobis_distance':
+                how = 'Normal deviate that is as rare as the distance'
+            texts[f'{name}_z'] = {'Description': f'{how}; {direction[JUDGED[name].better]}'}
     return columns, texts
 
 
