@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,16 +74,41 @@ class Simulation:
 
     def map(self, row: pd.Series, seed: int, loss: float = 0.0) -> np.ndarray:
         """Make the map of one subject; ``loss`` is planted into patients before smoothing."""
-        from scipy.ndimage import gaussian_filter
-
-        rng = np.random.default_rng([seed, int(row['participant_id'][4:])])
-        noise = rng.standard_normal(self.grey.shape, dtype=np.float32)
-        noise = gaussian_filter(noise, 4.0 / self.spacing)
-        data = self.grey * (1 + 0.1 * noise / noise.std())
-        data *= (row['tiv'] / 1.5e6) * (1 - 0.003 * (row['age'] - 50))
+        data = self.grey * (1 + 0.1 * self.noise([seed, int(row['participant_id'][4:])]))
         if loss and row['group'] == 'patient':
             data[self.labels == HIPPOCAMPUS] *= 1 - loss
-        return gaussian_filter(data, FWHM * SIGMA / self.spacing)
+        return self.smooth(data, FWHM) * _size(row)
+
+    def noise(self, seed: list[int]) -> np.ndarray:
+        """Return noise of unit standard deviation that is smooth over about a centimetre."""
+        noise = np.random.default_rng(seed).standard_normal(self.grey.shape, dtype=np.float32)
+        noise = self.smooth(noise, 4.0 / SIGMA)
+        return noise / noise.std()
+
+    def smooth(self, data: np.ndarray, fwhm: float) -> np.ndarray:
+        """Smooth with a Gaussian of a FWHM in mm."""
+        from scipy.ndimage import gaussian_filter
+
+        return gaussian_filter(data, fwhm * SIGMA / self.spacing)
+
+    def many(self, table: pd.DataFrame, seed: int, patterns: int = 32) -> Iterator[np.ndarray]:
+        """Yield maps that mix some patterns of noise: far quicker than one by one.
+
+        They are as smooth as those of :meth:`map`; for timing, not for statistics.
+        """
+        rng = np.random.default_rng(seed)
+        mean = self.smooth(self.grey, FWHM)
+        noise = np.stack(
+            [self.smooth(self.grey * self.noise([seed, n]), FWHM).ravel() for n in range(patterns)]
+        )
+        for _, row in table.iterrows():
+            weights = rng.standard_normal(patterns, dtype=np.float32) * 0.1 / patterns**0.5
+            yield (mean + (weights @ noise).reshape(mean.shape)) * _size(row)
+
+
+def _size(row: pd.Series) -> float:
+    """Return by how much grey matter differs with head size and age."""
+    return float(row['tiv'] / 1.5e6 * (1 - 0.003 * (row['age'] - 50)))
 
 
 def speed(arguments: argparse.Namespace) -> dict[str, object]:
@@ -95,8 +121,8 @@ def speed(arguments: argparse.Namespace) -> dict[str, object]:
     table = simulation.cohort(arguments.sessions, 1)
     with tempfile.TemporaryDirectory(prefix='anatnet-glm-', dir=arguments.work_dir) as name:
         folder = Path(name)
-        for number, row in table.iterrows():
-            image = nib.Nifti1Image(simulation.map(row, 2, 0.1), simulation.affine)
+        for number, data in enumerate(simulation.many(table, 2)):
+            image = nib.Nifti1Image(data, simulation.affine)
             atomic_save_nifti(image, folder / f'{number}.nii.gz')
         table.to_pickle(folder / 'table.pkl')
         results = {}

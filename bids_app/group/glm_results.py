@@ -41,6 +41,12 @@ _STATISTICS = {
     'logptfce': '-log10 of p, family-wise over all voxels (permutation, largest TFCE)',
 }
 
+_MAP_WORDS = {
+    'vbm_gm': 'modulated grey matter maps',
+    'vbm_wm': 'modulated white matter maps',
+    'jacobian': 'maps of the Jacobian determinant',
+}
+
 _CLUSTER_COLUMNS = {
     'correction': {
         'Description': 'Correction under which the cluster is significant (p < 0.05)',
@@ -306,12 +312,13 @@ def methods(model: dict[str, Any]) -> str:
     model : dict
         From :func:`analyse`.
     """
+    kind = _MAP_WORDS.get(model.get('map_kind', ''), 'maps')
     width = f', smoothed with {model["fwhm"]:g} mm FWHM,' if model.get('fwhm') else ''
     rule = 'of which every map' if model['mask_rule'] == 'all' else 'whose mean'
     text = (
         f'A general linear model ({model["formula"]}; {model["n"]} sessions, {model["df"]} '
         f'degrees of freedom) was fitted at {model["mask_voxels"]} voxels {rule} was above '
-        f'{model["threshold"]:g} to the modulated maps{width} with AnatNet {__version__}. '
+        f'{model["threshold"]:g} to the {kind}{width} with AnatNet {__version__}. '
     )
     if model['n_permutations']:
         sides = 'two-sided' if model['two_sided'] else 'one-sided'
