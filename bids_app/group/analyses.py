@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,11 @@ LOGGER = logging.getLogger('anatnet.group')
 ANALYSES_FOLDER = 'group'
 """Folder of their results in the output folder."""
 
+_MAP_WORDS = {
+    'vbm_gm': 'modulated maps of grey matter',
+    'vbm_wm': 'modulated maps of white matter',
+    'jacobian': 'maps of local volume (Jacobian)',
+}
 _CORRECTION_WORDS = {
     'fwe': 'family-wise',
     'tfce': 'family-wise after TFCE',
@@ -45,15 +51,16 @@ def check_request(config: RunConfig, study: Study) -> tuple[str, ...]:
     if not (config.formula or config.classify):
         return contrasts
     table = study.table()
-    if config.classify and config.classify not in table.columns:
-        raise UsageError(
-            f'there is no column "{config.classify}" to classify; there are '
-            f'{", ".join(map(str, table.columns))}'
-        )
+    maps = _maps(config, study)
+    usable = [place for place, path in enumerate(maps) if path is not None]
+    if config.classify:
+        from bids_app.group.targets import read_target
+
+        missing = {place: 'no map' for place in range(len(maps)) if place not in set(usable)}
+        read_target(table, config.classify, missing, force=config.force)
     if config.formula:
         from bids_app.group.design import make_contrast, make_design
 
-        usable = [place for place, path in enumerate(_maps(config, study)) if path is not None]
         design = make_design(table.iloc[usable], config.formula)
         contrasts = config.contrasts or tuple(
             column for column in design.columns if column != 'Intercept'
@@ -84,22 +91,49 @@ def linear_model(config: RunConfig, study: Study, contrasts: tuple[str, ...]) ->
 
     kind, fwhm = parse_map(config.group_map)
     place = f'{kind.removeprefix("vbm_")}-{contrast_label(config.formula or "")}'
-    found = run_glm(
+    with _work_folder(config.work_dir) as work_dir:
+        found = run_glm(
+            study,
+            config.formula or '',
+            contrasts,
+            out_dir=study.output_dir / ANALYSES_FOLDER / f'glm_{place}',
+            map_kind=kind,
+            fwhm=fwhm,
+            work_dir=work_dir,
+            n_permutations=config.n_permutations,
+            seed=config.random_seed,
+            threshold=config.mask_threshold,
+            tfce=config.tfce,
+            repeated=config.repeated_sessions,
+            n_jobs=config.nprocs,
+        )
+    return glm_section(found)
+
+
+def classification(config: RunConfig, study: Study) -> AnalysisResult:
+    """Train and cross-validate the classifiers of ``--classify``."""
+    from bids_app.group.classify import run_classification
+    from bids_app.group.classify_results import summarise
+    from bids_app.group.design import contrast_label
+    from bids_app.inference.device import resolve_device
+
+    kind, fwhm = parse_map(config.group_map)
+    choice = resolve_device(config.device)
+    LOGGER.info('Device: %s', choice.reason)
+    place = f'classify_{kind.removeprefix("vbm_")}-{contrast_label(config.classify or "")}'
+    found = run_classification(
         study,
-        config.formula or '',
-        contrasts,
-        out_dir=study.output_dir / ANALYSES_FOLDER / f'glm_{place}',
+        config.classify or '',
+        out_dir=study.output_dir / ANALYSES_FOLDER / place,
         map_kind=kind,
         fwhm=fwhm,
-        work_dir=_made(config.work_dir),
-        n_permutations=config.n_permutations,
         seed=config.random_seed,
-        threshold=config.mask_threshold,
-        tfce=config.tfce,
-        repeated=config.repeated_sessions,
+        device=choice.device,
+        force=config.force,
+        n_permutations=config.n_permutations,
         n_jobs=config.nprocs,
     )
-    return glm_section(found)
+    return summarise(found)
 
 
 def glm_section(found: Mapping[str, Any]) -> AnalysisResult:
@@ -108,8 +142,8 @@ def glm_section(found: Mapping[str, Any]) -> AnalysisResult:
     smoothing = f', smoothed with {found["fwhm"]:g} mm' if found.get('fwhm') else ''
     result.summary.append(
         f'{found["n"]} sessions, {found["df"]} degrees of freedom, {found["mask_voxels"]:,} '
-        f'voxels ({found["mask_mm3"] / 1000:,.0f} ml) of the maps {found.get("map_kind", "")}'
-        f'{smoothing}.'
+        f'voxels ({found["mask_mm3"] / 1000:,.0f} ml) of '
+        f'{_MAP_WORDS.get(found.get("map_kind", ""), "maps")}{smoothing}.'
     )
     result.notes += found['notes']
     result.notes += [f'Left out: {e["session"]}: {e["reason"]}' for e in found['dropped'][:10]]
@@ -135,6 +169,10 @@ def glm_section(found: Mapping[str, Any]) -> AnalysisResult:
     return result
 
 
-def _made(folder: Path) -> Path:
+@contextlib.contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """Make the work folder; remove it again if it is still empty."""
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    yield folder
+    with contextlib.suppress(OSError):
+        folder.rmdir()

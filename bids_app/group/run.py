@@ -11,7 +11,7 @@ from bids_app import __version__
 from bids_app.bids.files import atomic_write_text, write_if_different
 from bids_app.errors import NoInputError
 from bids_app.group import phenotypes
-from bids_app.group.analyses import check_request, linear_model
+from bids_app.group.analyses import check_request, classification, linear_model
 from bids_app.group.assessment import assess_study
 from bids_app.group.derivatives import Study, load_study
 from bids_app.group.homogeneity import Homogeneity, measure_homogeneity
@@ -72,8 +72,11 @@ def run_group(config: RunConfig) -> int:
     for path in write_tables(study, measured, assessment):
         LOGGER.info('Wrote %s', path)
     notes = _notes(study, homogeneity)
-    analyses = _analyses(config, study, contrasts)
-    page = write_group_page(config, study, measured, assessment, homogeneity, analyses, notes)
+    known = (config, study, measured, assessment, homogeneity)
+    page = write_group_page(*known, notes=notes)
+    # Statistics take long and may fail: the page without them is there before.
+    if analyses := _analyses(config, study, contrasts):
+        write_group_page(*known, analyses, notes)
     for note in (*assessment.notes, *notes):
         LOGGER.info('%s', note)
     ratings = Counter(rating.rating for rating in assessment.ratings if rating is not None)
@@ -144,6 +147,8 @@ def _analyses(config: RunConfig, study: Study, contrasts: tuple[str, ...]) -> li
     results = []
     if config.formula:
         results.append(linear_model(config, study, contrasts))
+    if config.classify:
+        results.append(classification(config, study))
     for result in results:
         for line in (*result.summary, *result.notes):
             LOGGER.info('%s: %s', result.title, line)
