@@ -8,6 +8,7 @@ R and patsy: ``~ group + age + C(sex) + tiv``. Everything that would make the re
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,26 @@ def formula_variables(formula: str) -> tuple[str, ...]:
     UsageError
         If it cannot be read, or names a response: the maps are the response.
     """
-    return tuple(sorted(map(str, _parse(formula).required_variables)))
+    from formulaic.parser.types import Factor
+    from formulaic.transforms import TRANSFORMS
+
+    names = set()
+    # formulaic's own list leaves out what is inside of center(), poly() and their like
+    for factor in {factor for term in _parse(formula) for factor in term.factors}:
+        if factor.eval_method is Factor.EvalMethod.LOOKUP:
+            names.add(factor.expr)
+        elif factor.eval_method is Factor.EvalMethod.PYTHON:
+            names.update(re.findall(r'`([^`]*)`', factor.expr))
+            code = ast.parse(re.sub(r'`[^`]*`', '0', factor.expr), mode='eval')
+            calls = {id(node.func) for node in ast.walk(code) if isinstance(node, ast.Call)}
+            names.update(
+                node.id
+                for node in ast.walk(code)
+                if isinstance(node, ast.Name)
+                and id(node) not in calls
+                and node.id not in TRANSFORMS
+            )
+    return tuple(sorted(names))
 
 
 def make_design(table: pd.DataFrame, formula: str) -> Design:
@@ -135,6 +155,8 @@ def make_design(table: pd.DataFrame, formula: str) -> Design:
             f'the model "{formula}" uses {", ".join(map(repr, unknown))}, which no table has; '
             f'there are: {", ".join(map(str, table.columns))}'
         )
+    if not variables:
+        raise UsageError(f'the model "{formula}" has no column to test, such as "~ age"')
     values = table[list(variables)].reset_index(drop=True)
     missing = values.isna() | values.map(lambda value: str(value).strip() in _MISSING)
     dropped = {
@@ -194,7 +216,9 @@ def make_contrast(text: str, design: Design) -> Contrast:
     from formulaic.errors import FormulaicError
     from formulaic.utils.constraints import LinearConstraints
 
-    expanded = ', '.join(design.terms[text.strip()]) if text.strip() in design.terms else text
+    expanded = text.strip().replace('"', "'")  # as the names of the columns are written
+    if expanded in design.terms:
+        expanded = ', '.join(design.terms[expanded])
     names = [*design.columns, *design.references]
     # Names may hold characters that are operators elsewhere (brackets, colons): they are replaced
     # by plain words, the longest first, before the arithmetic is read.

@@ -61,6 +61,8 @@ def test_rows_without_a_value_are_dropped_with_the_reason():
         ('age ~ group', 'only the right side'),
         ('~ age + scanner', "'scanner' has the same value"),
         ('~ age + I(2 * age)', r'depend on each other \(age, I\(2 \* age\)\)'),
+        ('~ age + center(iq)', "uses 'iq'"),
+        ('~ 1', 'no column to test'),
         ('~ participant_id', 'too few.*is text with 24 values'),
         ('~ age.nothing()', 'cannot evaluate the model'),
         ('~ age + I(0 * age + 5)', r'I\(0 \* age \+ 5\) of .* is constant'),
@@ -73,6 +75,32 @@ def test_designs_that_mean_nothing_are_refused_in_one_line(formula, message):
         make_design(_table(scanner='a'), formula)
     assert '\n' not in str(caught.value)
     assert '\x1b' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('formula', 'columns', 'contrast'),
+    [
+        ('~ center(age)', ('center(age)',), 'center(age)'),
+        ('~ poly(age, 2)', ('poly(age, 2)[1]', 'poly(age, 2)[2]'), 'poly(age, 2)'),
+        ('~ np.log(age)', ('np.log(age)',), 'np.log(age)'),
+        ('~ I(age ** 2)', ('I(age ** 2)',), 'I(age ** 2)'),
+        ('~ center(`my age`)', ('center(`my age`)',), 'center(`my age`)'),
+        (
+            '~ C(sex, contr.treatment("M"))', ("C(sex, contr.treatment('M'))[T.F]",),
+            'C(sex, contr.treatment("M"))[T.F] - C(sex, contr.treatment("M"))[T.M]',
+        ),
+    ],
+)  # fmt: skip
+def test_functions_of_columns(formula, columns, contrast):
+    """Their columns are found inside, and can be tested under the name that they have."""
+    table = _table()
+    table['my age'] = table['age']
+    table.loc[0, ['age', 'my age', 'sex']] = [np.nan, np.nan, None]
+    design = make_design(table, formula)
+    assert design.columns == ('Intercept', *columns)
+    assert list(design.dropped) == [0]
+    tested = make_contrast(contrast, design)
+    assert np.array_equal(tested.weights, np.eye(len(columns) + 1)[1:])
 
 
 def test_too_few_sessions():

@@ -15,7 +15,8 @@ from scipy.ndimage import gaussian_filter
 
 from bids_app.errors import UsageError
 from bids_app.group.clusters import RegionMap, find_clusters
-from bids_app.group.glm import Settings, analyse
+from bids_app.group.derivatives import SessionRecord, Study
+from bids_app.group.glm import Settings, analyse, run_glm, template_regions
 from bids_app.group.maps import check_maps, load_matrix, mean_map
 
 SHAPE = (18, 20, 16)
@@ -259,3 +260,40 @@ def test_regions_near_a_peak():
     assert atlas.name_at(np.array([8.0, 5, 5])) == ''
     points = np.array([[4.0, 1, 1], [4, 2, 2], [5, 1, 1], [50, 1, 1]])
     assert atlas.shares(points) == 'label 7 50 %'
+
+
+def test_a_study_of_derivatives(study, tmp_path, monkeypatch):
+    """Sessions that are not done keep their reason; the maps are named in the sidecar."""
+    table, paths = study
+    sessions = tuple(
+        SessionRecord(name[4:], None, name, 'failed' if number == 7 else 'done',
+                      'the brain was not found' if number == 7 else '')
+        for number, name in enumerate(table['participant_id'])
+    )  # fmt: skip
+    derivatives = Study(tmp_path, None, sessions)
+    monkeypatch.setattr(Study, 'table', lambda self: table)
+    monkeypatch.setattr(
+        Study, 'map_choice', lambda self, *asked: ('vbm_gm', 6.0, 'MNI152NLin2009aSym', '1p5')
+    )
+    monkeypatch.setattr(
+        Study, 'maps',
+        lambda self, *asked: [None if n == 7 else path for n, path in enumerate(paths)],
+    )  # fmt: skip
+    found = run_glm(
+        derivatives, '~ age', out_dir=tmp_path / 'out', n_permutations=0, threshold=0.2
+    )
+    assert found['dropped'] == [{'session': 'sub-07', 'reason': 'failed: the brain was not found'}]
+    assert 'modulated grey matter maps, smoothed with 6 mm FWHM,' in found['methods']
+    sidecar = json.loads((tmp_path / 'out' / 'contrast-age_statmap.json').read_text())
+    assert (sidecar['Maps'], sidecar['FWHM'], sidecar['AbsoluteThreshold']) == ('vbm_gm', 6.0, 0.2)
+    monkeypatch.setattr(Study, 'map_choice', lambda self, *asked: None)
+    with pytest.raises(UsageError, match='no finished session has a map vbm_wm with .* 8 mm'):
+        run_glm(derivatives, '~ age', out_dir=tmp_path, map_kind='vbm_wm', fwhm=8.0)
+
+
+def test_structures_of_the_template_have_names():
+    """The right and the left hippocampus are where they are in MNI space."""
+    atlas = template_regions('MNI152NLin2009aSym')[0]
+    assert atlas.name_at(np.array([-26.0, -18, -18])) == 'Left-Hippocampus'
+    assert atlas.name_at(np.array([26.0, -18, -18])) == 'Right-Hippocampus'
+    assert template_regions('MNIPediatricAsym') == []
