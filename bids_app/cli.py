@@ -27,6 +27,7 @@ from bids_app.options import (
     LATER_MODULES,
     PRECISIONS,
     REFERENCES,
+    REGISTRATIONS,
     build_parser,
     later,
     normalise,
@@ -122,9 +123,12 @@ def run(config: RunConfig) -> int:
         return 0
     if not config.skip_bids_validation:
         check_description(config.bids_dir)
+    if 'vbm' in config.modules:
+        _check_template_space(config)
     from bids_app.bids.inputs import collect_sessions
+    from bids_app.bids.precomputed import add_precomputed
 
-    records = collect_sessions(config)
+    records = add_precomputed(collect_sessions(config), config.derivatives)
     usable = [record for record in records if record.problem is None]
     if config.dry_run:
         from bids_app.bids.overview import overview
@@ -144,6 +148,21 @@ def run(config: RunConfig) -> int:
     return _watched(config, lambda: run_participant(config, records))
 
 
+def _check_template_space(config: RunConfig) -> None:
+    """Check that templates and atlases are there and can be read, before any scan is touched."""
+    from bids_app.bids.spaces import atlas_space, output_spaces
+    from bids_app.images.templates import template_files
+
+    spaces = output_spaces(config.output_spaces, config.voxel_size)
+    for space in spaces:
+        template_files(space.space)
+    if config.atlas:
+        from bids_app.morphometry.regions import read_atlases
+
+        for atlas in read_atlases(config.atlas):
+            atlas_space(atlas.path, spaces)
+
+
 def _announce(config: RunConfig, records: list[SessionRecord]) -> None:
     """Say what will be done and what will not, and check the chosen input."""
     from bids_app.bids.check import check_scans, run_validator
@@ -152,6 +171,12 @@ def _announce(config: RunConfig, records: list[SessionRecord]) -> None:
     LOGGER.info('AnatNet %s: %d of %d sessions to process from %s', __version__, len(usable),
                 len(records), config.bids_dir)  # fmt: skip
     LOGGER.info('Output in %s, log in %s', config.output_dir, config.log_dir)
+    for record in usable if config.derivatives else ():
+        if not record.precomputed:
+            LOGGER.warning(
+                '%s: --derivatives holds no brain mask and no tissue maps of it: ours are used',
+                record.label,
+            )
     if not config.skip_bids_validation:
         for line in check_scans(usable):
             LOGGER.warning('%s', line)
@@ -188,19 +213,16 @@ def _prepare_output(config: RunConfig) -> None:
 def _write_dataset_files(config: RunConfig) -> None:
     """Write the top-level files, with a methods text for what the run computes."""
     from bids_app.bids.dataset import write_dataset_files
-    from bids_app.inference.models import find_model, load_card
-    from bids_app.reports.methods import citation_bibtex, citation_markdown, methods_text
+    from bids_app.reports.methods import citation_bibtex, citation_markdown
+    from bids_app.workflows.jobs import ModelsInUse
+    from bids_app.workflows.wording import run_methods
 
     try:
-        card = load_card(find_model(config.model, config.models_dir))
-        models = [{'name': card.name, 'version': card.version, 'sha256': card.sha256}]
+        models = [model.info for model in ModelsInUse.find(config).by_role.values()]
     except ModelError:  # an error for who computes, not for who only wants the text
         models = []
-    text = citation_markdown(
-        methods_text(
-            __version__, models, config.modules, sloppy=config.sloppy, low_mem=config.low_mem
-        )
-    )
+    given = ['brain masks and tissue maps where there were any'] if config.derivatives else []
+    text = citation_markdown(run_methods(config, models, given))
     write_dataset_files(config, methods=text, bibliography=citation_bibtex())
 
 
@@ -223,14 +245,29 @@ def _converted(given: dict[str, Any]) -> dict[str, Any]:
     for name in ('participant_label', 'session_label'):
         if name in values:
             values[name] = tuple(dict.fromkeys(sum(values[name], [])))
-    for name in ('modules', 'debug', 'contrasts'):
+    for name in ('modules', 'debug', 'contrasts', 'output_spaces', 'atlas'):
         if name in values:
             values[name] = tuple(values[name])
+    if 'smooth_fwhm' in values:
+        widths = values['smooth_fwhm']
+        values['smooth_fwhm'] = () if widths == [0.0] else tuple(widths)
+    if 'derivatives' in values:
+        values['derivatives'] = _named(values['derivatives'])
     if file := values.pop('bids_filter_file', None):
         from bids_app.bids.filters import read_filters
 
         values['bids_filters'] = read_filters(file)
     return values
+
+
+def _named(folders: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """Put the folders of ``--derivatives`` under their names."""
+    named: dict[str, Path] = {}
+    for name, path in folders:
+        if name in named:
+            raise UsageError(f'--derivatives gives two folders the name "{name}"; use NAME=PATH')
+        named[name] = path
+    return named
 
 
 def _checked(values: dict[str, Any]) -> RunConfig:
@@ -267,7 +304,8 @@ def _checked(values: dict[str, Any]) -> RunConfig:
         )
     if 'use_plugin' in values and not values['use_plugin'].is_file():
         raise UsageError(f'there is no plugin file {values["use_plugin"]}')
-    values['modules'] = _check_modules(values.get('modules', MODULES))
+    _check_vbm(values)
+    _check_derivatives(values)
     values.setdefault('nprocs', default_nprocs())
     values.setdefault('omp_nthreads', min(values['nprocs'], 8))
     return RunConfig(**values)
@@ -281,8 +319,6 @@ def _check_level(values: dict[str, Any]) -> None:
         raise UsageError(f'there is no analysis level "{values["analysis_level"]}"')
     if values.get('subject_anatomical_reference') == 'unbiased':
         raise UsageError(later('--subject-anatomical-reference unbiased'))
-    if values.get('derivatives'):
-        raise UsageError(later('--derivatives'))
 
 
 def _check_choices(values: dict[str, Any]) -> None:
@@ -292,6 +328,7 @@ def _check_choices(values: dict[str, Any]) -> None:
         values['debug'] = DEBUG
     for name, choices in (
         ('precision', PRECISIONS),
+        ('registration', REGISTRATIONS),
         ('subject_anatomical_reference', REFERENCES),
         ('debug', DEBUG),
     ):
@@ -313,7 +350,56 @@ def _check_modules(asked: Sequence[str]) -> tuple[str, ...]:
             raise UsageError(later(f'the module {module}'))
         if module not in MODULES:
             raise UsageError(f'there is no module "{module}"; there are {", ".join(MODULES)}')
+    if 'vbm' in asked:
+        return MODULES
     return tuple(module for module in MODULES if module in asked or module == 'mask')
+
+
+def _check_vbm(values: dict[str, Any]) -> None:
+    """Check what is asked for in template space, as far as no file need be opened for it."""
+    from bids_app.bids.spaces import absolute_atlas, check_voxel_size, output_spaces
+
+    spaces = output_spaces(
+        values.get('output_spaces', RunConfig.output_spaces),
+        check_voxel_size(values.get('voxel_size', RunConfig.voxel_size)),
+    )
+    asked = values.get('modules')
+    if asked is not None and 'vbm' in asked and not spaces:
+        raise UsageError(
+            'the module vbm needs a template: add one to --output-spaces, for instance '
+            f'{RunConfig.output_spaces[0]}'
+        )
+    if asked is None:
+        asked = [module for module in MODULES if module != 'vbm' or spaces]
+    values['modules'] = _check_modules(asked)
+    for width in values.get('smooth_fwhm', ()):
+        if not 0 < width <= 30:
+            raise UsageError(f'smooth_fwhm must be above 0 and at most 30 mm, not {width:g}')
+    values['smooth_fwhm'] = tuple(sorted(set(values.get('smooth_fwhm', RunConfig.smooth_fwhm))))
+    if 'atlas' in values:
+        values['atlas'] = tuple(absolute_atlas(text) for text in values['atlas'])
+
+
+def _check_derivatives(values: dict[str, Any]) -> None:
+    """Check the folders with results of other pipelines and their names."""
+    folders = {
+        name: Path(os.path.abspath(os.path.expanduser(folder)))
+        for name, folder in values.get('derivatives', {}).items()
+    }
+    for name, folder in folders.items():
+        if not re.fullmatch('[0-9a-zA-Z_-]+', name) or name == 'raw':
+            raise UsageError(
+                f'"{name}" cannot be the name of derivatives: use letters and digits, and not '
+                f'"raw", for instance --derivatives other={folder}'
+            )
+        if not folder.is_dir():
+            raise UsageError(f'--derivatives {name}: there is no folder {folder}')
+        if folder.resolve() == values['output_dir'].resolve():
+            raise UsageError(
+                f'--derivatives {name} is the output folder {folder}; results cannot replace '
+                'themselves, so write to another one'
+            )
+    values['derivatives'] = folders
 
 
 def _check_output_place(bids_dir: Path, output_dir: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from bids_app.errors import UsageError
 
-MODULES = ('mask', 'tissue', 'wholebrain')
+MODULES = ('mask', 'tissue', 'wholebrain', 'vbm')
 """What the participant level can compute; a later module needs the ones before it."""
 
 
@@ -32,6 +32,9 @@ class RunConfig:
 
     Labels are without their ``sub-`` and ``ses-`` prefixes; ``None`` means all of them.
     ``mem_gb`` is in gigabytes, ``None`` leaves the limit to the machine.
+    ``smooth_fwhm`` and ``voxel_size`` are in millimetres. ``derivatives`` are folders of other
+    pipelines by the names they get here, ``atlas`` holds files in template space, each with its
+    table of labels after a colon.
     ``bids_filters`` is kept as the JSON file wrote it (``None`` and ``'*'`` stand for pybids'
     ``Query.NONE`` and ``Query.ANY``), so that it can be written to TOML again.
     ``model`` is the segmentation model, ``formula`` the design of the group level; the command
@@ -58,6 +61,12 @@ class RunConfig:
     random_seed: int = 0
     sloppy: bool = False
 
+    registration: str = 'refined'
+    output_spaces: tuple[str, ...] = ('MNI152NLin2009aSym',)
+    voxel_size: float = 1.5
+    smooth_fwhm: tuple[float, ...] = (6.0, 8.0)
+    atlas: tuple[str, ...] = ()
+
     work_dir: Path = Path('work')
     clean_workdir: bool = False
     nprocs: int = 1
@@ -78,6 +87,9 @@ class RunConfig:
     contrasts: tuple[str, ...] = ()
     group_map: str = 'gm'
     n_permutations: int = 1000
+    mask_threshold: float = 0.1
+    tfce: bool = True
+    repeated_sessions: str = 'error'
     classify: str | None = None
     force: bool = False
 
@@ -173,14 +185,16 @@ _TABLES: dict[str, tuple[str, ...]] = {
     ),
     'workflow': (
         'subject_anatomical_reference', 'modules', 'model', 'models_dir', 'device', 'precision',
-        'random_seed', 'sloppy',
+        'random_seed', 'sloppy', 'registration', 'output_spaces', 'voxel_size', 'smooth_fwhm',
+        'atlas',
     ),
     'nipype': (
         'nprocs', 'omp_nthreads', 'mem_gb', 'low_mem', 'gpu_slots', 'use_plugin',
         'stop_on_first_crash',
     ),
     'group': (
-        'formula', 'contrasts', 'group_map', 'n_permutations', 'classify', 'force',
+        'formula', 'contrasts', 'group_map', 'n_permutations', 'mask_threshold', 'tfce',
+        'repeated_sessions', 'classify', 'force',
     ),
 }  # fmt: skip
 
@@ -215,13 +229,14 @@ def _typed(name: str, value: Any, source: str) -> Any:
             raise wrong
         return value
     if kind.startswith('dict'):
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             raise wrong
         return {key: Path(item) for key, item in value.items()}
     if kind.startswith('tuple'):
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        items = (int, float) if 'float' in kind else (str,)
+        if not isinstance(value, list) or not all(type(item) in items for item in value):
             raise wrong
-        return tuple(value)
+        return tuple(float(item) for item in value) if 'float' in kind else tuple(value)
     if kind == 'Path':
         if not isinstance(value, str):
             raise wrong

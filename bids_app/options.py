@@ -14,9 +14,10 @@ from bids_app.config import MODULES
 from bids_app.errors import UsageError
 from bids_app.group.options import add_group_options
 
-LATER_MODULES = ('vbm', 'synth', 'classify')
+LATER_MODULES = ('synth', 'classify')
 REFERENCES = ('sessionwise', 'first-lex')
 PRECISIONS = ('auto', 'float32', 'bfloat16')
+REGISTRATIONS = ('network', 'refined', 'ants')
 DEBUG = ('workdir', 'nipype', 'traceback')
 DEVICE_PATTERN = r'auto|cpu|cuda(:\d+)?'
 
@@ -85,8 +86,9 @@ def build_parser(*, positionals_needed: bool = True, prog: str = 'anatnet') -> P
     parser = Parser(
         prog=prog,
         usage='%(prog)s bids_dir output_dir {participant,group} [options]',
-        description='Segment structural brain MRI: brain mask, tissues, 25 structures and their '
-        'volumes, with a report per session.',
+        description='Segment structural brain MRI and measure it: brain mask, tissues, 25 '
+        'structures, their volumes, and maps in template space for voxel-based morphometry, with '
+        'a report per session.',
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -110,6 +112,7 @@ def build_parser(*, positionals_needed: bool = True, prog: str = 'anatnet') -> P
     )  # fmt: skip
     _add_input_options(parser)
     _add_method_options(parser)
+    _add_vbm_options(parser)
     _add_resource_options(parser)
     _add_run_options(parser)
     add_group_options(parser)
@@ -149,13 +152,20 @@ def _add_input_options(parser: Parser) -> None:
         dest='skip_bids_validation',
         help='do not check the data set before processing it',
     )  # fmt: skip
+    group.add_argument(
+        '-d', '--derivatives', nargs='+', action='extend', metavar='NAME=PATH', type=_derivative,
+        help='BIDS derivatives of other pipelines: where they hold a brain mask or tissue maps of '
+        'a session, these replace ours. NAME is what results call them (default: that of the '
+        'folder)',
+    )  # fmt: skip
 
 
 def _add_method_options(parser: Parser) -> None:
     group = parser.add_argument_group('what to compute, and how')
     group.add_argument(
         '--modules', nargs='+', metavar='MODULE',
-        help=f'any of {", ".join(MODULES)} (default: all); mask is always computed',
+        help=f'any of {", ".join(MODULES)} (default: all); mask is always computed, and vbm needs '
+        'the others',
     )  # fmt: skip
     group.add_argument(
         '--model', metavar='NAME',
@@ -183,6 +193,36 @@ def _add_method_options(parser: Parser) -> None:
     group.add_argument(
         '--sloppy', action='store_true', help='fast and rough, for tests of the installation only'
     )
+
+
+def _add_vbm_options(parser: Parser) -> None:
+    group = parser.add_argument_group('template space (module vbm)')
+    group.add_argument(
+        '--output-spaces', nargs='+', metavar='SPACE[:res-MM]',
+        help='templates to which scans are registered (default: MNI152NLin2009aSym, which is '
+        'always there; others must be in the folder of TemplateFlow), for instance '
+        'MNI152NLin2009cAsym:res-2 or MNIPediatricAsym:cohort-3; results on the grid of the scan '
+        'are always written',
+    )  # fmt: skip
+    group.add_argument(
+        '--registration', choices=REGISTRATIONS,
+        help='network: the prediction of a network; refined (default): then optimised on the '
+        'scan; ants: SyN of ANTs instead, which takes several times as long',
+    )  # fmt: skip
+    group.add_argument(
+        '--voxel-size', type=float, metavar='MM',
+        help='voxel size in template space where --output-spaces gives none (default: 1.5)',
+    )  # fmt: skip
+    group.add_argument(
+        '--smooth-fwhm', nargs='+', metavar='MM', type=_width,
+        help='widths of the Gaussian kernels that modulated maps are smoothed with, one map for '
+        'each (default: 6 8); none or 0 for no smoothing',
+    )  # fmt: skip
+    group.add_argument(
+        '--atlas', nargs='+', action='extend', metavar='FILE[:LABELS]',
+        help='label images in template space (.nii or .nii.gz) with their tables (.tsv with the '
+        'columns index and name): tissue volumes of every region are written',
+    )  # fmt: skip
 
 
 def _add_resource_options(parser: Parser) -> None:
@@ -282,7 +322,6 @@ def _add_other_options(parser: Parser) -> None:
 
 def _add_later_options(parser: Parser) -> None:
     for names in (
-        ('-d', '--derivatives'), ('--output-spaces',), ('--smooth-fwhm',), ('--voxel-size',),
         ('--resource-monitor',), ('--write-graph',), ('--lesion-mask',), ('--batch',),
     ):  # fmt: skip
         parser.add_argument(*names, nargs='*', action=_Later, help=argparse.SUPPRESS)
@@ -301,6 +340,32 @@ def _labels(prefix: str) -> Callable[[str], list[str]]:
         return found
 
     return labels
+
+
+def _derivative(text: str) -> tuple[str, Path]:
+    """Take ``NAME=PATH``, or a path whose last folder gives the name.
+
+    Examples
+    --------
+    >>> _derivative('lesion=/data/masks'), _derivative('/data/my_masks')
+    (('lesion', PosixPath('/data/masks')), ('mymasks', PosixPath('/data/my_masks')))
+    """
+    name, equals, path = text.partition('=')
+    if not equals or '/' in name:
+        path = text
+        name = re.sub(r'[^0-9a-zA-Z]', '', Path(path).absolute().name)
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f'"{text}" is not NAME=PATH')
+    return name, Path(path)
+
+
+def _width(text: str) -> float:
+    if text.lower() == 'none':
+        return 0.0
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a width in mm, like 8') from None
 
 
 def _positive(text: str) -> int:

@@ -13,9 +13,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from bids_app.bids.spaces import atlas_parts, output_spaces
 from bids_app.config import RunConfig
 
 STATE_SCHEMA = 1
@@ -27,6 +29,9 @@ RELEVANT_OPTIONS = ('model', 'precision', 'sloppy')
 long as nothing is random), nor do the
 options that choose scans: those act through the inputs. Modules are compared apart, because a
 session with more of them than asked for is done."""
+
+LISTS = ('output_spaces', 'smooth_fwhm', 'atlas')
+"""Options of the module ``vbm`` of which a session may have more than is asked for."""
 
 
 @dataclass
@@ -43,7 +48,7 @@ class SessionState:
         For every input file, relative to the BIDS folder: ``size`` in bytes, ``mtime_ns`` and
         ``sha256``.
     options : dict
-        The options of :data:`RELEVANT_OPTIONS`.
+        The options that change what is written, see :func:`relevant_options`.
     modules : list of str
         What was computed.
     models : dict
@@ -119,8 +124,25 @@ def unchanged(path: Path, record: Mapping[str, Any]) -> bool:
 
 
 def relevant_options(config: RunConfig) -> dict[str, Any]:
-    """Return the options that change what is written."""
-    return {name: getattr(config, name) for name in RELEVANT_OPTIONS}
+    """Return the options that change what is written, as JSON types.
+
+    Of the module ``vbm``, these are the registration, the output spaces with their voxel sizes,
+    the widths of the kernels, and the atlases with the checksums of their files.
+    """
+    options: dict[str, Any] = {name: getattr(config, name) for name in RELEVANT_OPTIONS}
+    if 'vbm' in config.modules:
+        options['registration'] = config.registration
+        options['output_spaces'] = [
+            f'{space.space}:{size:g}'
+            for space in output_spaces(config.output_spaces, config.voxel_size)
+            for size in space.voxel_sizes
+        ]
+        options['smooth_fwhm'] = list(config.smooth_fwhm)
+        options['atlas'] = [
+            ' '.join(f'{path.name} {_known_sha256(path)}' for path in atlas_parts(text))
+            for text in config.atlas
+        ]
+    return options
 
 
 def relative(path: Path, root: Path) -> str:
@@ -189,12 +211,17 @@ def _change(
     for name, path in names.items():
         if not unchanged(path, state.inputs[name]):
             return f'input changed: {name}'
-    for name, value in relevant_options(config).items():
-        if state.options.get(name) != value:
-            return f'option changed: {name} was {state.options.get(name)}, is {value}'
     if not set(config.modules) <= set(state.modules):
         return f'module added: {", ".join(sorted(set(config.modules) - set(state.modules)))}'
-    if dict(models) != state.models:
+    for name, value in relevant_options(config).items():
+        before = state.options.get(name)
+        if name in LISTS:
+            new = [str(item) for item in value if item not in (before or ())]
+            if new:
+                return f'option changed: {name} has {", ".join(new)} now'
+        elif before != value:
+            return f'option changed: {name} was {before}, is {value}'
+    if any(state.models.get(name) != checksum for name, checksum in models.items()):
         return 'model changed'
     if state.version != version:
         return f'made by AnatNet {state.version}'
@@ -235,6 +262,20 @@ def session_lock(path: Path) -> Iterator[bool]:
         except OSError:
             pass
         yield True
+
+
+def _known_sha256(path: Path) -> str | None:
+    """Return the checksum of a file that many sessions share; None if it cannot be read."""
+    try:
+        stat = path.stat()
+        return _cached_sha256(path, stat.st_size, stat.st_mtime_ns)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=64)
+def _cached_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    return _sha256(path)
 
 
 def _sha256(path: Path) -> str:

@@ -69,7 +69,10 @@ def test_defaults(raw, tmp_path):
     assert config.bids_dir == raw
     assert config.output_dir == tmp_path / 'out'
     assert config.work_dir == tmp_path / 'work'
-    assert config.modules == ('mask', 'tissue', 'wholebrain')
+    assert config.modules == ('mask', 'tissue', 'wholebrain', 'vbm')
+    assert config.output_spaces == ('MNI152NLin2009aSym',)
+    assert config.registration == 'refined'
+    assert (config.voxel_size, config.smooth_fwhm, config.atlas) == (1.5, (6.0, 8.0), ())
     assert config.participant_label is None
     assert config.subject_anatomical_reference == 'sessionwise'
     assert config.device == 'auto'
@@ -89,18 +92,20 @@ VALUES = {
     '--random-seed': '1', '--nprocs': '2', '--nthreads': '2', '--n-cpus': '2',
     '--omp-nthreads': '2', '--mem-gb': '4', '--mem': '4G', '--mem-mb': '4000',
     '--gpu-slots': '2', '--debug': 'workdir', '--work-dir': 'w', '--models-dir': 'm',
-    '--bids-database-dir': 'd',
+    '--bids-database-dir': 'd', '--registration': 'ants', '--output-spaces': 'MNI305:res-2',
+    '--voxel-size': '2', '--smooth-fwhm': '8', '--atlas': 'a.nii', '--derivatives': 'x=raw',
 }  # fmt: skip
-GROUP = {'--contrast', '--map', '--n-permutations', '--classify', '--force'}
+GROUP = {
+    '--contrast', '--map', '--n-permutations', '--no-tfce', '--mask-threshold',
+    '--repeated-sessions', '--classify', '--force',
+}  # fmt: skip
 WITH_FILE = {'--bids-filter-file', '--use-plugin', '--nipype-plugin-file', '--config-file'}
-LATER = {
-    '--derivatives', '--output-spaces', '--smooth-fwhm', '--voxel-size', '--resource-monitor',
-    '--write-graph', '--lesion-mask', '--batch',
-}  # fmt: skip
+LATER = {'--resource-monitor', '--write-graph', '--lesion-mask', '--batch'}
 
 
 @pytest.mark.parametrize(
-    'option', [o for o in long_options() if o not in {'--help', '--version'} | LATER | WITH_FILE | GROUP]
+    'option',
+    [o for o in long_options() if o not in {'--help', '--version'} | LATER | WITH_FILE | GROUP],
 )
 def test_both_spellings_mean_the_same(raw, option):
     value = [VALUES[option]] if option in VALUES else []
@@ -120,7 +125,7 @@ def test_options_of_later_releases_say_so(raw, option):
 @pytest.mark.parametrize(
     'options',
     [
-        ('--modules', 'vbm'), ('--modules', 'mask', 'synth'), ('--modules', 'classify'),
+        ('--modules', 'mask', 'synth'), ('--modules', 'classify'),
         ('--subject-anatomical-reference', 'unbiased'),
     ],
 )  # fmt: skip
@@ -130,7 +135,8 @@ def test_values_of_later_releases_say_so(raw, options):
 
 
 def test_model_is_a_formula_at_the_group_level(raw):
-    config = cli.parse([str(raw), 'out', 'group', '--model', '~ age', '--contrast', 'age', 'b - a'])
+    options = ['--model', '~ age', '--contrast', 'age', 'b - a']
+    config = cli.parse([str(raw), 'out', 'group', *options])
     assert (config.formula, config.model) == ('~ age', 'brain')
     assert config.contrasts == ('age', 'b - a')
     with pytest.raises(UsageError, match='has no ~'):
@@ -198,6 +204,19 @@ def test_memory_has_units(raw, options, memory):
         (('--bids-filter-file', 'missing.json'), 'cannot read the filter file'),
         (('--config-file', 'missing.toml'), 'cannot read the configuration'),
         (('--precision', 'int8'), 'float32'),
+        (('--registration', 'flirt'), 'refined'),
+        (('--output-spaces', 'MNI305:res-x'), 'res-x is not a voxel size'),
+        (('--output-spaces', 'MNI305:hemi-L'), 'only :res-SIZE and :cohort-LABEL'),
+        (('--output-spaces', 'MNI 305'), 'not the name of an output space'),
+        (('--output-spaces', 'MNI305:res-9'), '0.5 to 4 mm, not 9'),
+        (('--output-spaces', 'T1w', '--modules', 'vbm'), 'needs a template'),
+        (('--voxel-size', '0.2'), '0.5 to 4 mm, not 0.2'),
+        (('--smooth-fwhm', 'wide'), 'not a width in mm'),
+        (('--smooth-fwhm', '-1'), 'must be above 0'),
+        (('--smooth-fwhm', '6', '90'), 'at most 30 mm, not 90'),
+        (('-d', 'x=missing'), 'there is no folder'),
+        (('-d', 'raw=raw'), 'cannot be the name'),
+        (('-d', 'a=raw', 'a=raw'), 'two folders the name "a"'),
     ],
 )
 def test_usage_errors(raw, options, message):
@@ -207,6 +226,77 @@ def test_usage_errors(raw, options, message):
 
 def test_mask_is_always_computed(raw):
     assert parse(raw, '--modules', 'wholebrain').modules == ('mask', 'wholebrain')
+
+
+def test_vbm_needs_what_it_is_made_from(raw):
+    assert parse(raw, '--modules', 'vbm').modules == ('mask', 'tissue', 'wholebrain', 'vbm')
+
+
+@pytest.mark.parametrize('space', ['T1w', 'anat', 'native'])
+def test_without_a_template_nothing_is_registered(raw, space):
+    config = parse(raw, '--output-spaces', space)
+    assert config.modules == ('mask', 'tissue', 'wholebrain')
+
+
+@pytest.mark.parametrize(
+    ('given', 'widths'),
+    [(['none'], ()), (['0'], ()), (['8', '6', '8'], (6.0, 8.0)), (['7.5'], (7.5,))],
+)
+def test_widths_of_kernels(raw, given, widths):
+    assert parse(raw, '--smooth-fwhm', *given).smooth_fwhm == widths
+
+
+def test_folders_of_other_pipelines_have_names(raw, tmp_path):
+    for name in ('fmri_prep', 'b'):
+        (tmp_path / name).mkdir()
+    config = parse(raw, '-d', 'fmri_prep', '--derivatives', f'masks={tmp_path / "b"}')
+    assert config.derivatives == {'fmriprep': tmp_path / 'fmri_prep', 'masks': tmp_path / 'b'}
+
+
+def test_output_cannot_replace_itself(raw, tmp_path):
+    (tmp_path / 'out').mkdir()
+    with pytest.raises(UsageError, match='cannot replace'):
+        cli.parse([str(raw), 'out', 'participant', '-d', 'own=out'])
+
+
+def test_atlases_are_found_from_any_folder(raw, tmp_path):
+    config = parse(raw, '--atlas', 'a.nii.gz:b.tsv', '--atlas', 'c.nii')
+    assert config.atlas == (f'{tmp_path}/a.nii.gz:{tmp_path}/b.tsv', f'{tmp_path}/c.nii')
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (('--output-spaces', 'MNI152NLin6Asym'), 'templateflow'),
+        (('--atlas', 'missing.nii.gz'), 'missing.nii.gz'),
+        (('--atlas', 'atlas.txt'), 'atlas.txt'),
+        (('--atlas', 'tpl-MNI305_atlas-x.nii'), 'not among --output-spaces'),
+    ],
+)
+def test_templates_and_atlases_are_checked_before_any_scan(
+    raw, tmp_path, workflow, capsys, monkeypatch, options, message
+):
+    import nibabel as nib
+    import numpy as np
+
+    monkeypatch.setenv('TEMPLATEFLOW_HOME', str(tmp_path / 'nowhere'))
+    image = nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4))
+    nib.save(image, tmp_path / 'tpl-MNI305_atlas-x.nii')
+    assert cli.main([str(raw), 'out', 'participant', *options]) == 2
+    assert message in capsys.readouterr().err
+    assert workflow.calls == []
+    assert not (tmp_path / 'out').exists()
+
+
+def test_dry_run_shows_what_other_pipelines_have(raw, tmp_path, workflow, capsys):
+    mask = tmp_path / 'prep/sub-01/anat/sub-01_desc-brain_mask.nii.gz'
+    mask.parent.mkdir(parents=True)
+    mask.write_bytes(b'x')
+    options = ('--dry-run', '-d', 'other=prep')
+    assert cli.main([str(raw), 'out', 'participant', *options]) == 0
+    text = capsys.readouterr().out
+    assert str(mask) in text
+    assert 'of other, instead of ours' in text
 
 
 # Folders
@@ -263,7 +353,7 @@ def test_command_line_wins_over_the_file(raw, tmp_path):
 
 
 def test_values_of_the_file_are_checked(raw, tmp_path):
-    (tmp_path / 'c.toml').write_text('modules = ["vbm"]\n')
+    (tmp_path / 'c.toml').write_text('modules = ["synth"]\n')
     with pytest.raises(UsageError, match='later release'):
         parse(raw, '--config-file', 'c.toml')
     (tmp_path / 'c.toml').write_text('nprocs = 1\n')

@@ -20,6 +20,11 @@ FULL = RunConfig(
     derivatives={'masks': Path('/masks')},
     modules=('mask',),
     models_dir=Path('/models'),
+    registration='ants',
+    output_spaces=('MNI152NLin6Asym:res-2', 'T1w'),
+    voxel_size=2.0,
+    smooth_fwhm=(7.5,),
+    atlas=('/a.nii:/a.tsv',),
     mem_gb=7.5,
     use_plugin=Path('/plugin.yml'),
     debug=('workdir',),
@@ -29,6 +34,9 @@ FULL = RunConfig(
     contrasts=('age',),
     group_map='wm:8',
     n_permutations=5,
+    mask_threshold=0.2,
+    tfce=False,
+    repeated_sessions='first',
     classify='sex',
     force=True,
     command_line=('anatnet', '/raw', '/out', 'participant'),
@@ -67,6 +75,10 @@ def test_options_may_stand_outside_tables_and_with_dashes():
         ('overwrite = 1', '"overwrite"'),
         ('bids_filters = "{"', '"bids_filters"'),
         ('derivatives = 1', '"derivatives"'),
+        ('derivatives = {a = 1}', '"derivatives"'),
+        ('smooth_fwhm = 8', '"smooth_fwhm"'),
+        ('smooth_fwhm = [true]', '"smooth_fwhm"'),
+        ('atlas = [1]', '"atlas"'),
     ],
 )
 def test_bad_toml(text, message):
@@ -77,6 +89,12 @@ def test_bad_toml(text, message):
 def test_configuration_without_input():
     with pytest.raises(UsageError, match='bids_dir and output_dir'):
         RunConfig.from_toml('')
+
+
+def test_whole_numbers_may_stand_for_millimetres():
+    assert read_toml('smooth_fwhm = [6, 7.5]\nvoxel_size = 2\n') == {
+        'smooth_fwhm': (6.0, 7.5), 'voxel_size': 2.0,
+    }  # fmt: skip
 
 
 def test_frozen_and_replaced():

@@ -117,7 +117,68 @@ def test_modules_may_be_fewer_but_not_more(session):
     config, state, scan = session
     assert verdict(config.replace(modules=('mask',)), state, scan)[0] == 'done'
     state.modules = ['mask']
-    assert verdict(config, state, scan) == ('run', 'module added: tissue, wholebrain')
+    assert verdict(config, state, scan) == ('run', 'module added: tissue, vbm, wholebrain')
+
+
+def test_what_belongs_to_a_module_counts_only_with_it(session):
+    config, state, scan = session
+    change = {'registration': 'ants', 'voxel_size': 2.0, 'smooth_fwhm': (), 'atlas': ('x.nii',)}
+    native = config.replace(modules=('mask', 'tissue', 'wholebrain'), **change)
+    assert verdict(native, state, scan)[0] == 'done'
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'registration': 'ants'}, 'option changed: registration was refined, is ants'),
+        ({'smooth_fwhm': (8.0, 10.0)}, 'option changed: smooth_fwhm has 10.0 now'),
+        ({'voxel_size': 2.0}, 'option changed: output_spaces has MNI152NLin2009aSym:2 now'),
+        (
+            {'output_spaces': ('MNI152NLin2009aSym', 'MNI305:res-1p5')},
+            'option changed: output_spaces has MNI305:1.5 now',
+        ),
+    ],
+)
+def test_more_maps_than_before_run(session, change, reason):
+    config, state, scan = session
+    assert verdict(config.replace(**change), state, scan) == ('run', reason)
+
+
+@pytest.mark.parametrize(
+    'change', [{'smooth_fwhm': (8.0,)}, {'smooth_fwhm': ()}, {'output_spaces': ('T1w',)}]
+)
+def test_fewer_maps_than_before_are_there(session, change):
+    config, state, scan = session
+    assert verdict(config.replace(**change), state, scan)[0] == 'done'
+
+
+def test_atlas_counts_by_its_content(session, tmp_path):
+    config, state, scan = session
+    atlas = tmp_path / 'atlas.nii'
+    atlas.write_bytes(b'labels')
+    config = config.replace(atlas=(str(atlas),))
+    found, reason = verdict(config, state, scan)
+    assert found == 'run'
+    assert reason.startswith('option changed: atlas has atlas.nii ')
+    state.options = relevant_options(config)
+    assert verdict(config, state, scan)[0] == 'done'
+    atlas.write_bytes(b'others')
+    os.utime(atlas, ns=(1, 1))
+    assert verdict(config, state, scan)[0] == 'run'
+
+
+def test_state_with_lists_is_the_same_after_its_file(session, tmp_path):
+    config, state, scan = session
+    (tmp_path / 'state.json').write_text(state.to_json())
+    assert verdict(config, read_state(tmp_path / 'state.json'), scan)[0] == 'done'
+
+
+def test_model_of_a_module_that_is_not_asked_for_does_not_count(session):
+    config, state, scan = session
+    state.models = {'brain': 'abc', 'symnet': 'def'}
+    assert verdict(config, state, scan)[0] == 'done'
+    models = {'brain': 'abc', 'symnet': 'xyz'}
+    assert verdict(config, state, scan, models=models) == ('run', 'model changed')
 
 
 def test_changed_model_or_version_runs(session):

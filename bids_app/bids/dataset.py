@@ -53,6 +53,14 @@ Per session, in `sub-*/[ses-*/]anat/`, all on the grid of the T1w scan:
 - `desc-tissue_morph.tsv`, `desc-wholebrain_morph.tsv`: volumes in mm^3
 - `desc-qc_stats.tsv`: quality measures
 
+In template space, where the module `vbm` has run:
+
+- `from-T1w_to-*_xfm.h5`, `from-*_to-T1w_xfm.h5`: transforms for ANTs, ITK and fMRIPrep
+- `space-*_res-*_{{T1w,mask,dseg,probseg}}`: scan, mask and tissues
+- `space-*_res-*_label-{{GM,WM}}_desc-modulated_probseg`: modulated maps, and smoothed ones
+- `space-*_res-*_desc-jacobian_morph`: volume of the scan per volume of the template
+- `atlas-*_desc-regions_morph.tsv`: tissue volumes in the regions of atlases, mm^3
+
 `sub-*.html` are the reports to look at first. Results are for research, not for clinical use.
 """
 
@@ -75,7 +83,10 @@ def dataset_description(config: RunConfig) -> dict[str, Any]:
         'DatasetType': 'derivative',
         'GeneratedBy': [generated],
         'HowToAcknowledge': 'Cite the works listed in logs/CITATION.md',
-        'DatasetLinks': {'raw': Path(os.path.abspath(config.bids_dir)).as_uri()},
+        'DatasetLinks': {
+            'raw': Path(os.path.abspath(config.bids_dir)).as_uri(),
+            **{name: Path(os.path.abspath(f)).as_uri() for name, f in config.derivatives.items()},
+        },
     }
     if doi := raw.get('DatasetDOI'):
         description['SourceDatasets'] = [{'DOI': doi}]

@@ -27,6 +27,7 @@ from bids_app.errors import NoInputError
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout
 
+    from bids_app.bids.precomputed import Precomputed
     from bids_app.config import RunConfig
 
 
@@ -58,7 +59,8 @@ class SessionRecord:
     """Everything that is known about one session before it is processed.
 
     Labels are without ``sub-`` and ``ses-``. ``session`` is ``None`` for a subject without
-    sessions, and where one result per subject is asked for.
+    sessions, and where one result per subject is asked for. ``precomputed`` are the files of other
+    pipelines that replace ours.
     """
 
     subject: str
@@ -69,6 +71,7 @@ class SessionRecord:
     dwi: tuple[Scan, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     note: str = field(default='', compare=False)
+    precomputed: tuple[Precomputed, ...] = ()
 
     @property
     def label(self) -> str:

@@ -16,6 +16,9 @@ GROUP_FROM = 4
 """That many files skipped for the same reason share one line."""
 
 
+_GIVEN = {'brain_mask': 'mask', 'probseg_gm': 'GM', 'probseg_wm': 'WM', 'probseg_csf': 'CSF'}
+
+
 def overview(records: Sequence[SessionRecord], bids_dir: Path) -> str:
     """Write a table of all sessions, then their number.
 
@@ -66,6 +69,11 @@ def _rows(record: SessionRecord, root: Path) -> Iterator[tuple[str, str, str]]:
             yield use, _relative(scan.path, root), _remark(scan, use)
     for scan in record.dwi:
         yield 'DWI', _relative(scan.path, root), _remark(scan, 'dwi', _tables(scan, root))
+    for given in record.precomputed:
+        text = f'of {given.name}, instead of ours'
+        if problem := content_problem(given.path):
+            text += f', {problem}'
+        yield _GIVEN[given.kind], _relative(given.path, root), text
     by_reason: dict[str, list[Path]] = defaultdict(list)
     for skipped in record.skipped:
         by_reason[skipped.reason].append(skipped.path)

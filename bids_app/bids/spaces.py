@@ -161,9 +161,20 @@ def absolute_atlas(text: str) -> str:
     >>> absolute_atlas('/data/../atlas.nii.gz:/data/names.tsv')
     '/atlas.nii.gz:/data/names.tsv'
     """
+    parts = (os.path.abspath(part.expanduser()) for part in atlas_parts(text))
+    return ':'.join(parts)
+
+
+def atlas_parts(text: str) -> list[Path]:
+    """Return the files of ``FILE[:TABLE]``: the image, and the table where there is one.
+
+    Examples
+    --------
+    >>> [part.name for part in atlas_parts('/data/atlas.nii:/data/names.tsv')]
+    ['atlas.nii', 'names.tsv']
+    """
     match = re.fullmatch(r'(.+?\.nii(?:\.gz)?)(?::(.+))?', text)
-    parts = [part for part in match.groups() if part] if match else [text]
-    return ':'.join(os.path.abspath(os.path.expanduser(part)) for part in parts)
+    return [Path(part) for part in match.groups() if part] if match else [Path(text)]
 
 
 def atlas_space(path: Path, spaces: Sequence[OutputSpace]) -> str:

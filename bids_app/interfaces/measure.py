@@ -23,6 +23,7 @@ class _MeasureInputSpec(BaseInterfaceInputSpec):
     uncertainty = File(exists=True, mandatory=True, desc='normalised entropy, 0 to 1')
     mask_info = File(exists=True, mandatory=True, desc='findings of LocateBrain')
     segment_info = File(exists=True, mandatory=True, desc='findings of SegmentBrain')
+    normalise_info = File(exists=True, desc='findings of Normalise')
 
 
 class _MeasureOutputSpec(TraitedSpec):
@@ -43,13 +44,17 @@ class MeasureBrain(SimpleInterface):
 
         watch = Stopwatch()
         given = self.inputs.get_traitsfree()
-        found = {name: read_info(given.pop(name)) for name in ('mask_info', 'segment_info')}
+        found = {
+            name: read_info(given.pop(name)) if name in given else {}
+            for name in ('mask_info', 'segment_info', 'normalise_info')
+        }
         folder = Path(runtime.cwd)
         info = measure(
             {key: Path(path) for key, path in given.items()},
             folder,
             located=found['mask_info'],
             segmented=found['segment_info'],
+            registered=next(iter(found['normalise_info'].get('spaces', {}).values()), {}),
         )
         for key in ('tissue_morph', 'wholebrain_morph', 'qc_stats'):
             self._results[key] = str(folder / f'{key}.tsv')

@@ -16,6 +16,7 @@ def measure(
     *,
     located: Mapping[str, Any],
     segmented: Mapping[str, Any],
+    registered: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``tissue_morph.tsv``, ``wholebrain_morph.tsv`` and ``qc_stats.tsv``.
 
@@ -28,6 +29,8 @@ def measure(
         Where the tables go.
     located, segmented : mapping
         What ``locate_brain`` and ``segment_brain`` found: confidence and orientation; volumes.
+    registered : mapping, optional
+        What ``normalise_files`` found for the first output space.
 
     Returns
     -------
@@ -37,6 +40,7 @@ def measure(
     """
     from bids_app.images.conform import load_scan
     from bids_app.morphometry import qc, volumes
+    from bids_app.morphometry.checks import registration_measures
 
     structure_rows = segmented['structures']
     tissue_table = volumes.tissue_table(segmented['tissues'])
@@ -57,6 +61,10 @@ def measure(
         structure_volumes={row['index']: row['volume_mm3'] for row in structure_rows},
         confidence=located.get('confidence'),
     )
+    registered = registered or {}
+    found = registered.get('measures', registered)
+    # Durations say nothing of quality, and would make equal results unequal.
+    measures |= registration_measures({k: v for k, v in found.items() if 'seconds' not in k})
     notes = []
     if located.get('orientation_suspect'):
         notes.append(('warn', f'orientation: {located["orientation_suspect"]}'))

@@ -23,8 +23,11 @@ PUBLISHED = (
 )  # fmt: skip
 """Keys of ``bids/outputs.json`` that this interface takes, in the order they are written."""
 
-STEPS = ('conform', 'mask', 'bias', 'segment', 'restore', 'measure')
-"""Steps whose findings are gathered."""
+STEPS = (
+    'conform', 'mask', 'bias', 'segment', 'restore', 'precomputed', 'normalise', 'measure', 'warp',
+    'modulate', 'regions',
+)  # fmt: skip
+"""Steps whose findings are gathered. Files in template space are listed in them, too."""
 
 
 class _PublishInputSpec(BaseInterfaceInputSpec):
@@ -33,7 +36,8 @@ class _PublishInputSpec(BaseInterfaceInputSpec):
     output_dir = Str(mandatory=True, desc='root of the derivatives')
     subject = Str(mandatory=True, desc='label without sub-')
     session = Str('', usedefault=True, desc='label without ses-, empty for none')
-    model = traits.Dict(desc='name, version and sha256 of the model')
+    models = traits.Dict(desc='name, version and sha256 of the models by their role')
+    templates = traits.Dict(desc='T1w image of every template')
     threads = traits.Int(1, usedefault=True, nohash=True, desc='files compressed at once')
 
 
@@ -71,16 +75,20 @@ class PublishSession(SimpleInterface):
         outputs = Outputs(
             Path(self.inputs.output_dir), self.inputs.subject, self.inputs.session or None
         )
+        files = {key: Path(given[key]) for key in PUBLISHED if key in given}
+        for info in steps.values():
+            files.update((key, Path(path)) for key, path in info.pop('files', {}).items())
         written = publish(
-            {key: Path(given[key]) for key in PUBLISHED if key in given},
+            files,
             outputs,
             Path(self.inputs.in_file),
             Path(self.inputs.bids_dir),
             steps=steps,
-            model=given.get('model', {}),
+            models=given.get('models', {}),
+            templates=given.get('templates', {}),
             threads=self.inputs.threads,
         )
         self._results['info'] = write_info(
-            runtime.cwd, watch, {'steps': steps, 'outputs': written}
+            runtime.cwd, watch, {'steps': steps, 'outputs': written, 'files': list(files)}
         )
         return runtime

@@ -24,6 +24,9 @@ COSTS = ('seconds', 'cpu_seconds', 'peak_gb')
 LARGEST_VOLUME_ERROR = 0.01
 """Part of the volume of a tissue by which its modulated map may differ without a word."""
 
+LARGEST_VOLUME_ERROR = 0.01
+"""Part of the volume of a tissue by which its modulated map may differ without a word."""
+
 
 SPACE_FILES = ('std_t1w', 'vbm_gm', 'vbm_gm_smooth', 'jacobian')
 """Derivatives in template space that a report shows, by their keys in the table of outputs."""
@@ -105,6 +108,8 @@ def report_content(
     warnings = list(context.get('warnings', []))
     if suspect := steps.get('mask', {}).get('orientation_suspect'):
         warnings.append(f'The orientation of the head does not fit the header: {suspect}')
+    notes = steps.get('precomputed', {}).get('notes', [])
+    warnings += [f'What --derivatives gives: {note}' for note in notes]
     return {
         **context,
         'conform': conform,
@@ -141,6 +146,9 @@ def _spaces(
         notes = list(space.get('notes', []))
         if found.get('fallback'):
             notes.append(f'Fallback of the registration: {found["fallback"]}')
+        for change in info['steps'].get('modulate', {}).get('volumes', []):
+            if (change['space'], change['voxel_size']) == (space['space'], space['voxel_size']):
+                notes += _volume_notes(change['tissues'])
         measures = found.get('measures', found)
         spaces.append(
             {
@@ -152,6 +160,19 @@ def _spaces(
             }
         )
     return spaces
+
+
+def _volume_notes(tissues: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Tell of tissues whose modulated map does not sum to their volume in the scan."""
+    notes = []
+    for name, volume in tissues.items():
+        change = volume['modulated_mm3'] / max(volume['native_mm3'], 1e-9) - 1
+        if abs(change) > LARGEST_VOLUME_ERROR:
+            notes.append(
+                f'The sum of modulated {name.upper()} differs from its volume in the scan by '
+                f'{100 * change:+.1f} %: a part may lie outside the field of view of the template.'
+            )
+    return notes
 
 
 def _regions(

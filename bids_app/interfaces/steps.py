@@ -6,6 +6,7 @@ Native means the grid of the scan as it was acquired, conformed means RAS order 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,62 @@ def restore_mask(mask_file: Path, native_file: Path, out_file: Path) -> dict[str
     save_native(restored, native, out_file, np.uint8)
     voxel = abs(float(np.linalg.det(native.affine[:3, :3])))
     return {'volume_mm3': float(restored.sum()) * voxel}
+
+
+def use_precomputed(
+    own: Mapping[str, Path],
+    given: Mapping[str, Path],
+    findings: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """Put a mask and tissue maps of another pipeline in the place of ours.
+
+    Parameters
+    ----------
+    own : mapping of str to Path
+        Ours on the grid of the scan: ``mask`` and, where the scan was segmented, ``dseg``,
+        ``gm``, ``wm``, ``csf``, ``wholebrain`` and ``entropy``.
+    given : mapping of str to Path
+        ``brain_mask``, or ``probseg_gm``, ``probseg_wm`` and ``probseg_csf``, or all of them.
+    findings : mapping
+        What the segmentation found: ``structures`` and so on.
+    folder : Path
+        Gets files named like the keys of `own`, ``mask.nii`` and so on.
+
+    Returns
+    -------
+    dict
+        `findings` with new volumes, and ``notes``.
+
+    Raises
+    ------
+    ImageError
+        If a file cannot be used.
+    """
+    from bids_app.images.conform import read_grid, save_native
+    from bids_app.inference.precomputed import mask_only, read_on_grid, replace
+
+    native = read_grid(own['mask'])
+    notes: list[str] = []
+    brought: dict[str, np.ndarray] = {}
+    for key, path in given.items():
+        brought[key], note = read_on_grid(path, native.shape, native.affine)
+        notes += [note] if note else []
+    maps = {name: load_array(path)[0] for name, path in own.items()}
+    mask = brought.get('brain_mask')
+    if 'dseg' in own:
+        tissues = {name: brought.get(f'probseg_{name}') for name in ('gm', 'wm', 'csf')}
+        maps, new, remarks = replace(
+            maps,
+            native.affine,
+            findings['structures'],
+            mask=mask,
+            tissues=None if tissues['gm'] is None else tissues,
+        )
+    else:
+        maps, new, remarks = mask_only(maps['mask'], native.affine, mask)
+    whole = ('mask', 'dseg', 'wholebrain')
+    for name, data in maps.items():
+        dtype = np.uint8 if name in whole else np.float32
+        save_native(data, native, folder / f'{name}.nii', dtype)
+    return {**findings, **new, 'notes': notes + remarks}

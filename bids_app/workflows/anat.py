@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
@@ -18,12 +18,18 @@ from bids_app.interfaces.anat import (
     SegmentBrain,
 )
 from bids_app.interfaces.measure import MeasureBrain
+from bids_app.interfaces.precomputed import OWN, UsePrecomputed
 from bids_app.interfaces.publish import PublishSession
 from bids_app.interfaces.report import WriteReport
+from bids_app.workflows.vbm import INPUTS, VbmSettings, init_vbm_wf
+
+if TYPE_CHECKING:
+    from bids_app.bids.precomputed import Precomputed
 
 EXPECTED_SECONDS = {
-    'conform': 2.0, 'mask': 5.0, 'bias': 5.0, 'segment': 20.0, 'restore': 1.0, 'measure': 3.0,
-    'publish': 4.0, 'report': 8.0,
+    'conform': 2.0, 'mask': 5.0, 'bias': 5.0, 'segment': 20.0, 'restore': 1.0, 'precomputed': 3.0,
+    'normalise': 15.0, 'measure': 3.0, 'warp': 3.0, 'modulate': 3.0, 'regions': 2.0,
+    'publish': 6.0, 'report': 10.0,
 }  # fmt: skip
 """Rough times on 2 CPU cores, until the first scan has been measured."""
 
@@ -32,11 +38,33 @@ BYTES_PER_VOXEL = 60
 """Memory of the steps that hold native volumes: some 15 of them as float32."""
 
 
-def anat_steps(modules: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the nodes that some modules need, in order."""
-    if {'tissue', 'wholebrain'} & set(modules):
-        return ('conform', 'mask', 'bias', 'segment', 'measure', 'publish', 'report')
-    return ('conform', 'mask', 'restore', 'publish', 'report')
+def anat_steps(
+    modules: Sequence[str],
+    precomputed: Sequence[Precomputed] = (),
+    vbm: VbmSettings | None = None,
+) -> tuple[str, ...]:
+    """Return the names of the nodes that a session needs, in order.
+
+    Parameters
+    ----------
+    modules : sequence of str
+        What is computed.
+    precomputed : sequence of Precomputed
+        What replaces ours.
+    vbm : VbmSettings, optional
+        What is wanted in template space.
+    """
+    if not {'tissue', 'wholebrain'} & set(modules):
+        given = any(one.kind == 'brain_mask' for one in precomputed)
+        replacing = ('precomputed',) if given else ()
+        return ('conform', 'mask', 'restore', *replacing, 'publish', 'report')
+    replacing = ('precomputed',) if precomputed else ()
+    register = ('normalise',) if vbm else ()
+    after = vbm.steps if vbm else ()
+    return (
+        'conform', 'mask', 'bias', 'segment', *replacing, *register, 'measure', *after, 'publish',
+        'report',
+    )  # fmt: skip
 
 
 def init_anat_wf(
@@ -47,8 +75,11 @@ def init_anat_wf(
     bids_dir: Path,
     output_dir: Path,
     model: Path,
-    model_info: Mapping[str, str],
+    models: Mapping[str, Mapping[str, str]],
     modules: Sequence[str] = ('mask', 'tissue', 'wholebrain'),
+    vbm: VbmSettings | None = None,
+    precomputed: Sequence[Precomputed] = (),
+    precomputed_uris: Mapping[str, str] | None = None,
     device: str = 'cpu',
     precision: str = 'auto',
     omp_nthreads: int = 1,
@@ -63,6 +94,9 @@ def init_anat_wf(
     Workflow Graph
         conform -> mask -> bias -> segment -> measure -> publish -> report, and for the module
         ``mask`` alone conform -> mask -> restore -> publish -> report. All of them pass files.
+        Where other pipelines have made a mask or tissues, ``precomputed`` follows ``segment`` (or
+        ``restore``). In template space, normalise -> warp, modulate, regions lie between
+        ``segment`` and ``publish``.
 
     Parameters
     ----------
@@ -73,11 +107,18 @@ def init_anat_wf(
     bids_dir, output_dir : Path
         Roots of the raw data set and of the derivatives.
     model : Path
-        Folder of the model.
-    model_info : mapping
-        Its ``name``, ``version`` and ``sha256``; a changed checksum makes cached results invalid.
+        Folder of the segmentation model.
+    models : mapping
+        ``name``, ``version`` and ``sha256`` of the models by their role, ``segmentation`` and
+        ``registration``; a changed checksum makes cached results invalid.
     modules : sequence of str
-        ``mask``, ``tissue`` and ``wholebrain``: which outputs are written.
+        ``mask``, ``tissue``, ``wholebrain``: which native outputs are written.
+    vbm : VbmSettings, optional
+        What is wanted in template space.
+    precomputed : sequence of Precomputed
+        Files of other pipelines that replace ours.
+    precomputed_uris : mapping of str to str, optional
+        Their BIDS URIs by their kinds.
     device, precision : str
         Resolved device (``cpu``, ``cuda`` or ``cuda:N``), and the precision of the networks.
     omp_nthreads : int
@@ -106,13 +147,13 @@ def init_anat_wf(
     -------
     nipype.pipeline.engine.Workflow
     """
-    steps = anat_steps(modules)
+    steps = anat_steps(modules, precomputed, vbm)
     full = 'segment' in steps
     native_gb = BYTES_PER_VOXEL * voxels / 1e9
     on_gpu = device.startswith('cuda')
     network = {
         'model': str(model),
-        'model_sha256': model_info['sha256'],
+        'model_sha256': models['segmentation']['sha256'],
         'precision': precision,
         'device': device,
         'threads': omp_nthreads,
@@ -134,7 +175,14 @@ def init_anat_wf(
     mask = pe.Node(LocateBrain(**network), name='mask', **network_resources)
     publish = pe.Node(
         PublishSession(
-            bids_dir=str(bids_dir), model=dict(model_info), threads=omp_nthreads, **place
+            bids_dir=str(bids_dir),
+            models={role: dict(info) for role, info in models.items()},
+            templates={
+                space: str(template.t1w)
+                for space, template in (vbm.templates.items() if vbm else ())
+            },
+            threads=omp_nthreads,
+            **place,
         ),
         name='publish',
         n_procs=omp_nthreads,
@@ -155,13 +203,31 @@ def init_anat_wf(
         (report, outputnode, [('info', 'info')]),
     ])  # fmt: skip
 
+    replacing = None
+    if 'precomputed' in steps:
+        replacing = pe.Node(
+            UsePrecomputed(
+                given={one.kind: str(one.path) for one in precomputed},
+                sources=dict(precomputed_uris or {}),
+                stamps=[_stamp(one.path) for one in precomputed],
+            ),
+            name='precomputed',
+            mem_gb=1.0 + native_gb,
+        )
+        workflow.connect([(replacing, publish, [('info', 'precomputed_info')])])
+
     if not full:
         restore = pe.Node(RestoreMask(), name='restore', mem_gb=0.5 + native_gb)
         workflow.connect([
             (inputnode, restore, [('t1w', 'native_file')]),
             (mask, restore, [('mask_file', 'mask_file')]),
-            (restore, publish, [('brain_mask', 'brain_mask'), ('info', 'restore_info')]),
+            (restore, publish, [('info', 'restore_info')]),
         ])  # fmt: skip
+        if replacing is not None:
+            workflow.connect([
+                (restore, replacing, [('brain_mask', 'brain_mask'), ('info', 'info')]),
+            ])  # fmt: skip
+        workflow.connect([(replacing or restore, publish, [('brain_mask', 'brain_mask')])])
         return workflow
 
     bias = pe.Node(
@@ -191,14 +257,44 @@ def init_anat_wf(
         (inputnode, measure, [('t1w', 'raw_file')]),
         (bias, measure, [('native_file', 't1w_preproc')]),
         (mask, measure, [('info', 'mask_info')]),
-        (segment, measure, [
-            (key, key) for key in (
-                'brain_mask', 'dseg', 'probseg_gm', 'probseg_wm', 'probseg_csf',
-                'wholebrain_dseg', 'uncertainty',
-            )
-        ] + [('info', 'segment_info')]),
         (bias, publish, [('native_file', 't1w_preproc'), ('info', 'bias_info')]),
-        (segment, publish, [*images, ('uncertainty', 'uncertainty'), ('info', 'segment_info')]),
+        (segment, publish, [('info', 'segment_info')]),
         (measure, publish, [*tables, ('info', 'measure_info')]),
     ])  # fmt: skip
+    maps = segment
+    if replacing is not None:
+        own = [(key, key) for key in OWN]
+        workflow.connect([(segment, replacing, [*own, ('info', 'info')])])
+        maps = replacing
+    workflow.connect([
+        (maps, measure, [*((key, key) for key in OWN), ('info', 'segment_info')]),
+        (maps, publish, [*images, ('uncertainty', 'uncertainty')]),
+    ])  # fmt: skip
+    if vbm is not None:
+        in_template = init_vbm_wf(
+            settings=vbm,
+            device=device,
+            precision=precision,
+            omp_nthreads=omp_nthreads,
+            sloppy=sloppy,
+            native_gb=native_gb,
+        )
+        inputs = [(key, f'inputnode.{key}') for key in INPUTS if key != 't1w_preproc']
+        workflow.connect([
+            (bias, in_template, [('native_file', 'inputnode.t1w_preproc')]),
+            (maps, in_template, inputs),
+            (in_template, measure, [('outputnode.normalise_info', 'normalise_info')]),
+            (in_template, publish, [
+                (f'outputnode.{step}_info', f'{step}_info') for step in ('normalise', *vbm.steps)
+            ]),
+        ])  # fmt: skip
     return workflow
+
+
+def _stamp(path: Path) -> list[int]:
+    """Return size and time of change of a file, which tell it from an earlier one."""
+    try:
+        stat = path.stat()
+    except OSError:  # said by the step that reads it
+        return []
+    return [stat.st_size, stat.st_mtime_ns]

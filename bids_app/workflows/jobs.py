@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from typing import Any
 from bids_app.bids.inputs import SessionRecord
 from bids_app.bids.outputs import Outputs
 from bids_app.config import RunConfig
+from bids_app.resume import relative
 
 LOGGER = logging.getLogger('anatnet.workflow')
+
+REGISTRATION_MODEL = 'symnet'
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class ModelInUse:
     licence: str
 
     @classmethod
-    def find(cls, config: RunConfig) -> ModelInUse:
-        """Find the model that the user asks for.
+    def find(cls, name: str, models_dir: Path | None = None) -> ModelInUse:
+        """Find a model by its name.
 
         Raises
         ------
@@ -40,7 +43,7 @@ class ModelInUse:
         """
         from bids_app.inference.models import find_model, load_card, model_checksum
 
-        folder = find_model(config.model, config.models_dir)
+        folder = find_model(name, models_dir)
         card = load_card(folder)
         return cls(folder, card.name, card.version, model_checksum(folder), card.licence)
 
@@ -48,6 +51,46 @@ class ModelInUse:
     def info(self) -> dict[str, str]:
         """Name, version and checksum."""
         return {'name': self.name, 'version': self.version, 'sha256': self.sha256}
+
+
+@dataclass(frozen=True)
+class ModelsInUse:
+    """The models of a run by their role; without ``vbm``, or with ANTs, none registers."""
+
+    segmentation: ModelInUse
+    registration: ModelInUse | None = None
+
+    @classmethod
+    def find(cls, config: RunConfig) -> ModelsInUse:
+        """Find the models that a run needs.
+
+        Raises
+        ------
+        ModelError
+            If one is not there or broken.
+        """
+        segmentation = ModelInUse.find(config.model, config.models_dir)
+        if 'vbm' not in config.modules or config.registration == 'ants':
+            return cls(segmentation)
+        return cls(segmentation, ModelInUse.find(REGISTRATION_MODEL, config.models_dir))
+
+    @property
+    def by_role(self) -> dict[str, ModelInUse]:
+        """The models that are there, by their role."""
+        found = {'segmentation': self.segmentation}
+        if self.registration is not None:
+            found['registration'] = self.registration
+        return found
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of every model by its name."""
+        return {model.name: model.sha256 for model in self.by_role.values()}
+
+    @property
+    def infos(self) -> dict[str, dict[str, str]]:
+        """Name, version and checksum of every model by its role."""
+        return {role: model.info for role, model in self.by_role.items()}
 
 
 @dataclass
@@ -93,7 +136,15 @@ class Job:
     @property
     def input_files(self) -> list[Path]:
         """Files that the results depend on."""
-        return [self.record.t1w.path] if self.record.t1w is not None else []
+        scans = [self.record.t1w.path] if self.record.t1w is not None else []
+        return [*scans, *(one.path for one in self.record.precomputed)]
+
+    def precomputed_uris(self, derivatives: Mapping[str, Path]) -> dict[str, str]:
+        """Return the BIDS URIs of the files of other pipelines, by their kinds."""
+        return {
+            one.kind: f'bids:{one.name}:{relative(one.path, derivatives[one.name])}'
+            for one in self.record.precomputed
+        }
 
     def end(self, status: str, reason: str) -> None:
         """Note how the session ended; the first word counts."""
@@ -200,7 +251,9 @@ def node_info(work_dir: Path, node: str) -> dict[str, Any]:
     """Read what a node wrote about itself; empty if there is nothing."""
     from bids_app.interfaces.anat import INFO_FILE, read_info
 
-    try:
-        return read_info(work_dir / node / INFO_FILE)
-    except (OSError, ValueError):
-        return {}
+    for folder in (work_dir, work_dir / 'vbm_wf'):
+        try:
+            return read_info(folder / node / INFO_FILE)
+        except (OSError, ValueError):
+            continue
+    return {}

@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bids_app import __version__
 from bids_app.bids.files import atomic_write_text, remove_leftovers
@@ -33,7 +33,10 @@ from bids_app.workflows.execution import (
     configure_nipype,
     limit_workers,
 )
-from bids_app.workflows.jobs import Job, ModelInUse, make_jobs, node_info
+from bids_app.workflows.jobs import Job, ModelsInUse, make_jobs, node_info
+
+if TYPE_CHECKING:
+    from bids_app.workflows.vbm import VbmSettings
 
 LOGGER = logging.getLogger('anatnet.workflow')
 
@@ -72,16 +75,16 @@ def run_participant(config: RunConfig, records: Sequence[SessionRecord]) -> int:
     if config.clean_workdir:
         _clean_work_dir(config.work_dir)
 
-    model = ModelInUse.find(config)
+    models = ModelsInUse.find(config)
     for job in jobs:
         if job.status == 'waiting':
-            _plan(job, config, model)
+            _plan(job, config, models)
     todo = [job for job in jobs if job.status == 'waiting']
     interruption = Interruption()
     if todo:
         try:
             with interruption:
-                _compute(config, todo, model, interruption)
+                _compute(config, todo, models, interruption)
         except Interrupted:
             _interrupted(todo)
     code = _summarise(config, jobs)
@@ -106,13 +109,13 @@ def _clean_work_dir(work_dir: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _plan(job: Job, config: RunConfig, model: ModelInUse) -> None:
+def _plan(job: Job, config: RunConfig, models: ModelsInUse) -> None:
     """Decide whether a session must be computed."""
     decision = decide(
         read_state(job.outputs.state_file),
         config=config,
         inputs=job.input_files,
-        models={model.name: model.sha256},
+        models=models.checksums,
         version=__version__,
     )
     if decision.action != 'run':
@@ -122,11 +125,12 @@ def _plan(job: Job, config: RunConfig, model: ModelInUse) -> None:
 
 
 def _compute(
-    config: RunConfig, jobs: Sequence[Job], model: ModelInUse, interruption: Interruption
+    config: RunConfig, jobs: Sequence[Job], models: ModelsInUse, interruption: Interruption
 ) -> None:
     """Compute sessions in batches."""
     from bids_app.inference.device import resolve_device
     from bids_app.workflows.anat import EXPECTED_SECONDS, anat_steps
+    from bids_app.workflows.vbm import vbm_settings
 
     for folder in (config.output_dir, config.output_dir / 'logs'):
         remove_leftovers(folder, recursive=False)
@@ -135,11 +139,13 @@ def _compute(
     LOGGER.info('Device: %s', choice.reason)
     configure_nipype(config, _log_file_handler())
 
-    steps = anat_steps(config.modules)
+    vbm = vbm_settings(config, models.registration, choice.device)
+    steps_of = {job.name: anat_steps(config.modules, job.record.precomputed, vbm) for job in jobs}
     by_name = {job.name: job for job in jobs}
     order = {job.name: index for index, job in enumerate(jobs)}
 
     def rank(node: Any) -> tuple[int, int]:
+        steps = steps_of.get(scan_of(node), ())
         step = steps.index(node.name) if node.name in steps else -1
         return order.get(scan_of(node), -1), -step
 
@@ -153,10 +159,10 @@ def _compute(
             job.crashed(node.name, crash_file)
 
     progress = Progress(
-        {job.name: (job.label, steps) for job in jobs},
+        {job.name: (job.label, steps_of[job.name]) for job in jobs},
         EXPECTED_SECONDS,
         parallel=max(1, config.nprocs // max(1, config.omp_nthreads)),
-        on_scan_end=lambda name: _finish(by_name[name], config, model),
+        on_scan_end=lambda name: _finish(by_name[name], config, models),
     )
     LOGGER.info(
         'Processing %d session%s, %d processors', len(jobs), 's'[: len(jobs) > 1], config.nprocs
@@ -171,12 +177,12 @@ def _compute(
         size = 1 if executor.name == 'Linear' else BATCH_SESSIONS
         for first in range(0, len(jobs), size):
             batch = jobs[first : first + size]
-            with _locked(batch, config, model) as locked:
+            with _locked(batch, config, models) as locked:
                 if locked:
-                    _run_batch(config, locked, model, choice, executor)
+                    _run_batch(config, locked, models, choice, executor, vbm)
                 for job in locked:
                     if job.status == 'failed':
-                        _fail(job, config, model, choice.reason)
+                        _fail(job, config, models, choice.reason, vbm)
             if config.stop_on_first_crash and any(job.status == 'failed' for job in batch):
                 break
     for job in jobs:
@@ -185,7 +191,7 @@ def _compute(
 
 
 @contextlib.contextmanager
-def _locked(jobs: Sequence[Job], config: RunConfig, model: ModelInUse) -> Iterator[list[Job]]:
+def _locked(jobs: Sequence[Job], config: RunConfig, models: ModelsInUse) -> Iterator[list[Job]]:
     """Hold the work folders of a batch; leave out what another process has or has done."""
     with contextlib.ExitStack() as stack:
         held = []
@@ -194,14 +200,19 @@ def _locked(jobs: Sequence[Job], config: RunConfig, model: ModelInUse) -> Iterat
                 job.end('skipped', 'another process is working on it')
                 continue
             if not config.overwrite:
-                _plan(job, config, model)
+                _plan(job, config, models)
             if job.status == 'waiting':
                 held.append(job)
         yield held
 
 
 def _run_batch(
-    config: RunConfig, jobs: Sequence[Job], model: ModelInUse, choice: Any, executor: Executor
+    config: RunConfig,
+    jobs: Sequence[Job],
+    models: ModelsInUse,
+    choice: Any,
+    executor: Executor,
+    vbm: VbmSettings | None,
 ) -> None:
     """Build and run the graph of some sessions."""
     from nipype.pipeline import engine as pe
@@ -220,16 +231,19 @@ def _run_batch(
             t1w=job.record.t1w.path,
             bids_dir=config.bids_dir,
             output_dir=config.output_dir,
-            model=model.folder,
-            model_info=model.info,
+            model=models.segmentation.folder,
+            models=models.infos,
             modules=config.modules,
+            vbm=vbm,
+            precomputed=job.record.precomputed,
+            precomputed_uris=job.precomputed_uris(config.derivatives),
             device=choice.device,
             precision=config.precision,
             omp_nthreads=config.omp_nthreads,
             low_mem=config.low_mem,
             sloppy=config.sloppy,
             voxels=job.voxels(),
-            report_context=reporting.context(job, config, model, choice.reason),
+            report_context=reporting.context(job, config, models, choice.reason, vbm),
             name=job.name,
         )
         crash_settings = {'execution': {'crashdump_dir': str(job.log_dir)}}
@@ -251,7 +265,7 @@ def _run_batch(
             LOGGER.error('%s: failed: %s', job.label, job.reason)
 
 
-def _finish(job: Job, config: RunConfig, model: ModelInUse) -> None:
+def _finish(job: Job, config: RunConfig, models: ModelsInUse) -> None:
     """Write the state of a session that is through, and remove its work folder."""
     published = node_info(job.work_dir, 'publish')
     reported = node_info(job.work_dir, 'report')
@@ -267,7 +281,7 @@ def _finish(job: Job, config: RunConfig, model: ModelInUse) -> None:
     if not published.get('outputs'):
         job.end('failed', 'the results of its last step were lost; run the same command again')
         return
-    _write_state(job, config, model, status='done', outputs=outputs, content=content)
+    _write_state(job, config, models, status='done', outputs=outputs, content=content)
     job.end('finished', '')
     _warn(job, content)
     if 'workdir' not in config.debug:
@@ -285,11 +299,17 @@ def _warn(job: Job, content: Mapping[str, Any]) -> None:
         LOGGER.log(level, '%s: quality check: %s: %s', job.label, verdict['status'], reasons)
 
 
-def _fail(job: Job, config: RunConfig, model: ModelInUse, device_reason: str) -> None:
+def _fail(
+    job: Job,
+    config: RunConfig,
+    models: ModelsInUse,
+    device_reason: str,
+    vbm: VbmSettings | None,
+) -> None:
     """Write the state and a report of a session that failed."""
-    content = reporting.failure_report(job, config, model, device_reason)
+    content = reporting.failure_report(job, config, models, device_reason, vbm)
     _write_state(
-        job, config, model, status='failed', content=reporting.portable(content, config),
+        job, config, models, status='failed', content=reporting.portable(content, config),
         error=job.reason,
     )  # fmt: skip
 
@@ -297,7 +317,7 @@ def _fail(job: Job, config: RunConfig, model: ModelInUse, device_reason: str) ->
 def _write_state(
     job: Job,
     config: RunConfig,
-    model: ModelInUse,
+    models: ModelsInUse,
     *,
     status: str,
     content: dict[str, Any],
@@ -310,7 +330,7 @@ def _write_state(
         inputs=input_records(job.input_files, config.bids_dir),
         options=relevant_options(config),
         modules=list(config.modules),
-        models={model.name: model.sha256},
+        models=models.checksums,
         outputs=outputs or {},
         error=error,
         run={'uuid': config.run_uuid, 'report': content},

@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 from bids_app import __version__
 from bids_app.bids.inputs import SessionRecord, Skipped
 from bids_app.config import RunConfig
+from bids_app.interfaces.publish import STEPS
 from bids_app.interfaces.report import make_page, report_content
 from bids_app.resume import read_state, relative
-from bids_app.workflows.jobs import Job, ModelInUse, node_info
+from bids_app.workflows.jobs import Job, ModelsInUse, node_info
+from bids_app.workflows.wording import run_methods
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from bids_app.workflows.vbm import VbmSettings
 
 LOGGER = logging.getLogger('anatnet.workflow')
 
@@ -35,11 +39,16 @@ _OPTION_WARNINGS = {
 }
 
 
-def context(job: Job, config: RunConfig, model: ModelInUse, device_reason: str) -> dict[str, Any]:
+def context(
+    job: Job,
+    config: RunConfig,
+    models: ModelsInUse,
+    device_reason: str,
+    vbm: VbmSettings | None = None,
+) -> dict[str, Any]:
     """Return what is known of a session before it is computed, as fields of a SessionReport."""
-    from bids_app.reports.methods import methods_text
-
     record = job.record
+    given = _precomputed(record)
     scan = record.t1w
     return {
         'label': job.label,
@@ -61,11 +70,56 @@ def context(job: Job, config: RunConfig, model: ModelInUse, device_reason: str) 
             'modules': list(config.modules),
         },
         'warnings': [text for option, text in _OPTION_WARNINGS.items() if getattr(config, option)],
-        'models': [{**model.info, 'licence': model.licence}],
-        'methods': methods_text(
-            __version__, [model.info], config.modules, sloppy=config.sloppy, low_mem=config.low_mem
+        'models': [
+            {**model.info, 'licence': model.licence} for model in models.by_role.values()
+        ],
+        'precomputed': given,
+        **(_template_space(vbm) if vbm is not None else {}),
+        'methods': run_methods(
+            config,
+            [model.info for model in models.by_role.values()],
+            [f'{one["what"]} ("{one["name"]}")' for one in given],
         ),
     }  # fmt: skip
+
+
+def _precomputed(record: SessionRecord) -> list[dict[str, Any]]:
+    """Say what is taken from other pipelines; the three tissue maps are one thing."""
+    wording = {'brain_mask': ('brain mask', 'mask'), 'probseg_gm': ('tissue maps', 'tissues')}
+    return [
+        {
+            'what': wording[one.kind][0],
+            'name': one.name,
+            'path': str(one.path if one.kind == 'brain_mask' else one.path.parent),
+            'figure': wording[one.kind][1],
+        }
+        for one in record.precomputed
+        if one.kind in wording
+    ]
+
+
+def _template_space(vbm: VbmSettings) -> dict[str, Any]:
+    """Say what the report shows in template space: the first voxel size of every space."""
+    from bids_app.bids.spaces import atlas_parts
+
+    return {
+        'spaces': [
+            {
+                'space': space.space,
+                'voxel_size': space.voxel_sizes[0],
+                'fwhm': list(vbm.smooth_fwhm),
+                'template': {
+                    't1w': str(vbm.templates[space.space].t1w),
+                    'tissues': str(vbm.templates[space.space].tissues),
+                },
+            }
+            for space in vbm.spaces
+        ],
+        'regions': [
+            {'atlas': name, 'space': space, 'source': str(atlas_parts(text)[0])}
+            for space, name, text in vbm.atlases
+        ],
+    }
 
 
 def _not_processed(record: SessionRecord) -> list[Skipped]:
@@ -79,15 +133,16 @@ def _not_processed(record: SessionRecord) -> list[Skipped]:
 
 
 def failure_report(
-    job: Job, config: RunConfig, model: ModelInUse, device_reason: str
+    job: Job,
+    config: RunConfig,
+    models: ModelsInUse,
+    device_reason: str,
+    vbm: VbmSettings | None = None,
 ) -> dict[str, Any]:
     """Write the report of a session that failed, with what was found out before; return it."""
-    steps = {
-        step: info for step in ('conform', 'mask', 'bias', 'segment', 'restore', 'measure')
-        if (info := node_info(job.work_dir, step))
-    }  # fmt: skip
+    steps = {step: info for step in STEPS if (info := node_info(job.work_dir, step))}
     content = report_content(
-        context(job, config, model, device_reason), {'steps': steps}, job.outputs
+        context(job, config, models, device_reason, vbm), {'steps': steps}, job.outputs
     )
     content['status'] = 'failed'
     if 'conform' not in steps:  # a scan that cannot be read cannot be shown either

@@ -18,7 +18,10 @@ STEPS = {
     'segment': {'device': 'cuda:0', 'precision': 'bfloat16', 'fallback': 'tiles of 96'},
     'measure': {'columns': {'qc_stats': {'cjv': {'Description': 'joint variation'}}}},
 }
-MODEL = {'name': 'brain', 'version': '1.0', 'sha256': 'abc'}
+MODELS = {
+    'segmentation': {'name': 'brain', 'version': '1.0', 'sha256': 'abc'},
+    'registration': {'name': 'symnet', 'version': '2.0', 'sha256': 'def'},
+}
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def sidecar(outputs, key):
 
 def test_publish_writes_every_file_once_and_only_complete(place):
     files, outputs, scan, raw = place
-    written = publish(files, outputs, scan, raw, steps=STEPS, model=MODEL, threads=2)
+    written = publish(files, outputs, scan, raw, steps=STEPS, models=MODELS, threads=2)
     assert len(written) == 2 * len(PUBLISHED)
     for name, size in written.items():
         assert (outputs.output_dir / name).stat().st_size == size
@@ -50,15 +53,15 @@ def test_publish_writes_every_file_once_and_only_complete(place):
 
 def test_publish_is_reproducible(place):
     files, outputs, scan, raw = place
-    publish(files, outputs, scan, raw, steps=STEPS, model=MODEL)
+    publish(files, outputs, scan, raw, steps=STEPS, models=MODELS)
     before = {key: outputs.path(key).read_bytes() for key in PUBLISHED}
-    publish(files, outputs, scan, raw, steps=STEPS, model=MODEL)
+    publish(files, outputs, scan, raw, steps=STEPS, models=MODELS)
     assert before == {key: outputs.path(key).read_bytes() for key in PUBLISHED}
 
 
 def test_sidecars_say_where_things_come_from(place):
     files, outputs, scan, raw = place
-    publish(files, outputs, scan, raw, steps=STEPS, model=MODEL)
+    publish(files, outputs, scan, raw, steps=STEPS, models=MODELS)
     preproc, mask = sidecar(outputs, 't1w_preproc'), sidecar(outputs, 'brain_mask')
     assert preproc['SkullStripped'] is True
     assert 'not skull-stripped' not in preproc['Description']
@@ -76,7 +79,7 @@ def test_only_what_is_given_is_written(place):
     files, outputs, scan, raw = place
     written = publish(
         {'brain_mask': files['brain_mask']}, outputs, scan, raw,
-        steps={'mask': STEPS['mask']}, model=MODEL,
+        steps={'mask': STEPS['mask']}, models=MODELS,
     )  # fmt: skip
     assert len(written) == 2
     fields = sidecar(outputs, 'brain_mask')
@@ -89,7 +92,7 @@ def test_what_cannot_be_written_is_one_clear_line(place):
     files, outputs, scan, raw = place
     outputs.output_dir.write_text('a file where a folder should be')
     with pytest.raises(AnatNetError, match=r'cannot write .*check free space and permissions'):
-        publish(files, outputs, scan, raw, steps=STEPS, model=MODEL)
+        publish(files, outputs, scan, raw, steps=STEPS, models=MODELS)
 
 
 def test_report_content_names_only_files_of_this_run(place):

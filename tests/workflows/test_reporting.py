@@ -4,9 +4,13 @@ from __future__ import annotations
 import pytest
 
 from bids_app.bids.inputs import Scan, SessionRecord, Skipped
+from bids_app.bids.precomputed import Precomputed
+from bids_app.bids.spaces import OutputSpace
 from bids_app.config import RunConfig
+from bids_app.images.templates import Template
 from bids_app.workflows import reporting
-from bids_app.workflows.jobs import ModelInUse, make_jobs
+from bids_app.workflows.jobs import ModelInUse, ModelsInUse, make_jobs
+from bids_app.workflows.vbm import VbmSettings
 
 
 @pytest.fixture
@@ -25,8 +29,11 @@ def test_report_names_everything_that_was_found(raw, tmp_path):
     )
     config = RunConfig(raw, tmp_path / 'out', work_dir=tmp_path / 'work', sloppy=True)
     (job,) = make_jobs(config, [record])
-    model = ModelInUse(tmp_path, 'brain', '1.0', 'ab' * 32, 'Apache-2.0')
-    found = reporting.context(job, config, model, 'cpu (asked for)')
+    models = ModelsInUse(
+        ModelInUse(tmp_path, 'brain', '1.0', 'ab' * 32, 'Apache-2.0'),
+        ModelInUse(tmp_path, 'symnet', '1.0', 'cd' * 32, 'Apache-2.0'),
+    )
+    found = reporting.context(job, config, models, 'cpu (asked for)')
     assert found['inputs'] == [{'path': 'sub-01/anat/sub-01_run-1_T1w.nii.gz', 'suffix': 'T1w'}]
     assert found['skipped'] == [
         {'path': 'sub-01/anat/sub-01_run-2_T1w.nii.gz', 'reason': 'a later run'},
@@ -36,7 +43,46 @@ def test_report_names_everything_that_was_found(raw, tmp_path):
         },
     ]
     assert 'two resolutions' in found['methods']
+    assert [model['name'] for model in found['models']] == ['brain', 'symnet']
     assert [text.split(':')[0] for text in found['warnings']] == ['Made with --sloppy']
+
+
+def test_report_tells_of_template_space_and_of_other_pipelines(raw, tmp_path):
+    prep = tmp_path / 'prep'
+    given = tuple(
+        Precomputed(kind, 'prep', prep / f'{kind}.nii.gz')
+        for kind in ('brain_mask', 'probseg_gm', 'probseg_wm', 'probseg_csf')
+    )
+    record = SessionRecord('01', None, t1w=Scan(raw / 'x', 'T1w', {}), precomputed=given)
+    config = RunConfig(
+        raw, tmp_path / 'out', work_dir=tmp_path / 'work', derivatives={'prep': prep}
+    )
+    (job,) = make_jobs(config, [record])
+    assert job.input_files == [raw / 'x', *(one.path for one in given)]
+    assert job.precomputed_uris(config.derivatives)['brain_mask'] == 'bids:prep:brain_mask.nii.gz'
+    models = ModelsInUse(ModelInUse(tmp_path, 'brain', '1.0', 'ab' * 32, 'Apache-2.0'))
+    template = Template(
+        'MNI305', tmp_path / 't1w', None, tmp_path / 'tissues', tmp_path / 'labels'
+    )
+    vbm = VbmSettings(
+        (OutputSpace('MNI305', (1.5, 2.0)),),
+        {'MNI305': template},
+        atlases=(('MNI305', 'aal', '/atlas/aal.nii:/atlas/aal.tsv'),),
+    )
+    found = reporting.context(job, config, models, 'cpu', vbm)
+    assert found['spaces'] == [
+        {
+            'space': 'MNI305',
+            'voxel_size': 1.5,
+            'fwhm': [6.0, 8.0],
+            'template': {'t1w': str(tmp_path / 't1w'), 'tissues': str(tmp_path / 'tissues')},
+        }
+    ]
+    assert found['regions'] == [{'atlas': 'aal', 'space': 'MNI305', 'source': '/atlas/aal.nii'}]
+    assert [(one['what'], one['name']) for one in found['precomputed']] == [
+        ('brain mask', 'prep'), ('tissue maps', 'prep'),
+    ]  # fmt: skip
+    assert 'brain mask ("prep") and tissue maps ("prep")' in found['methods']
 
 
 def test_participant_is_what_the_table_says_of_it(raw):

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the JSON file beside every derivative says: where it came from, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bids_app.bids.outputs import Outputs, file_id, parse_file_id, table
+from bids_app.bids.spaces import STANDARD, resolution_mm
+from bids_app.resume import relative
+
+FROM_SCAN = ('t1w_preproc', 'brain_mask')
+"""Derivatives whose source is the scan; the others are made from the corrected scan."""
+
+FROM_NETWORK = {
+    'brain_mask': ('segment', 'mask'),
+    'dseg': ('segment',),
+    'probseg_gm': ('segment',),
+    'probseg_wm': ('segment',),
+    'probseg_csf': ('segment',),
+    'wholebrain_dseg': ('segment',),
+    'uncertainty': ('segment',),
+    'tissue_morph': ('segment',),
+    'wholebrain_morph': ('segment',),
+}
+"""For every derivative that a network made, the step whose device and precision it names."""
+
+TISSUES = ('probseg_gm', 'probseg_wm', 'probseg_csf')
+
+NATIVE_SOURCES = {
+    'xfm_forward': TISSUES,
+    'xfm_backward': TISSUES,
+    'std_t1w': ('t1w_preproc',),
+    'std_mask': ('brain_mask',),
+    'std_dseg': TISSUES,
+    'std_probseg_gm': ('probseg_gm',),
+    'std_probseg_wm': ('probseg_wm',),
+    'std_probseg_csf': ('probseg_csf',),
+    'vbm_gm': ('probseg_gm',),
+    'vbm_wm': ('probseg_wm',),
+    'jacobian': (),
+    'regions_morph': TISSUES,
+}
+"""The native derivatives that those in template space are made from."""
+
+MODULATION = 'Multiplied by the determinant of the full Jacobian, affine and nonlinear part'
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is known of a session when its derivatives are described.
+
+    Attributes
+    ----------
+    outputs : Outputs
+        Names of its derivatives.
+    in_file, bids_dir : Path
+        The scan, and the raw data set that it belongs to.
+    published : tuple of str
+        Keys and file ids of what is written.
+    steps : mapping
+        Findings of every step.
+    models : mapping
+        For every model, by its role (``segmentation`` and ``registration``): ``name``,
+        ``version`` and ``sha256``.
+    templates : mapping of str to str
+        T1w image of every template, by the name of the space.
+    """
+
+    outputs: Outputs
+    in_file: Path
+    bids_dir: Path
+    published: tuple[str, ...]
+    steps: Mapping[str, Mapping[str, Any]]
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+
+    def uri(self, identifier: str) -> str:
+        """Return the BIDS URI of a derivative."""
+        path = self.outputs.path(identifier)
+        return 'bids::' + relative(path, self.outputs.output_dir)
+
+
+def describe(identifier: str, session: Session) -> dict[str, Any]:
+    """Return the sidecar of a derivative.
+
+    Parameters
+    ----------
+    identifier : str
+        Key of the table of derivatives, or a file id.
+    session : Session
+        Where it belongs.
+    """
+    key, labels = parse_file_id(identifier)
+    extra = _in_template_space(key, labels, session) if labels else _native(key, session)
+    columns = {
+        **session.steps.get('measure', {}).get('columns', {}),
+        **session.steps.get('regions', {}).get('columns', {}),
+    }
+    return session.outputs.sidecar(identifier, **{**columns.get(identifier, {}), **extra})
+
+
+def _native(key: str, session: Session) -> dict[str, Any]:
+    """Describe a derivative on the grid of the scan."""
+    if key in FROM_SCAN or 't1w_preproc' not in session.published:
+        source = 'bids:raw:' + relative(session.in_file, session.bids_dir)
+    else:
+        source = session.uri('t1w_preproc')
+    extra: dict[str, Any] = {'Sources': [source]}
+    if key == 't1w_preproc' and _stripped(session):
+        extra['Description'] = (
+            'Bias-corrected T1w image on the grid of the scan, which came skull-stripped'
+        )
+    if key == 't1w_preproc':
+        extra['SkullStripped'] = _stripped(session)
+    for step in FROM_NETWORK.get(key, ()):
+        if step in session.steps:
+            extra.update(_network(session.models.get('segmentation', {}), session.steps[step]))
+            break
+    if 'precomputed' in session.steps:
+        extra.update(_replaced(key, source, session.steps['precomputed']['sources']))
+    return extra
+
+
+def _replaced(key: str, source: str, given: Mapping[str, str]) -> dict[str, Any]:
+    """Describe what another pipeline has made, or has changed in ours; given are BIDS URIs."""
+    if key not in FROM_NETWORK:
+        return {}
+    tissues = [given[name] for name in TISSUES if name in given]
+    mask = given.get('brain_mask')
+    not_ours = {'Model': None, 'Device': None, 'Precision': None, 'Fallback': None, 'Manual': None}
+    description = str(table()[key]['sidecar']['Description'])
+    if key in given:
+        sources = [given[key], *([mask] if mask and key != 'brain_mask' else [])]
+        return {
+            **not_ours,
+            'Sources': sources,
+            'Description': f'{description}; not made by AnatNet but given as {_names(sources)}',
+        }
+    if tissues and key in ('dseg', 'tissue_morph', 'brain_mask'):
+        sources = [*tissues, *([mask] if mask else [])]
+        text = f'{description}; from tissue maps given as {_names(sources)}'
+        return {**not_ours, 'Sources': sources, 'Description': text}
+    if mask:
+        text = f'{description}; limited to the brain mask given as {_names([mask])}'
+        return {'Sources': [source, mask], 'Description': text}
+    return {}
+
+
+def _names(uris: list[str]) -> str:
+    """Name the data sets of BIDS URIs."""
+    return ' and '.join(dict.fromkeys(f'"{uri.split(":")[1]}"' for uri in uris))
+
+
+def _in_template_space(key: str, labels: Mapping[str, str], session: Session) -> dict[str, Any]:
+    """Describe a derivative that a registration has made."""
+    space = labels.get('space') or _space_of_atlas(labels['atlas'], session)
+    found = session.steps.get('normalise', {}).get('spaces', {}).get(space, {})
+    extra: dict[str, Any] = {'Registration': _registration(space, found, session)}
+    sources = [session.uri(name) for name in NATIVE_SOURCES.get(key, ())]
+    if key == 'regions_morph':
+        sources.append(session.uri(file_id('xfm_backward', space=space)))
+        extra['Atlas'] = _atlas(labels['atlas'], session)
+    elif key.endswith('_smooth'):
+        plain = file_id(key.removesuffix('_smooth'), space=space, res=labels['res'])
+        sources.append(session.uri(plain))
+        extra['SmoothingFWHM'] = float(labels['fwhm'].replace('p', '.'))
+        extra['SmoothingFWHMUnits'] = 'mm'
+    elif not key.startswith('xfm_'):
+        sources.append(session.uri(file_id('xfm_forward', space=space)))
+    extra['Sources'] = sources
+    if key.startswith('vbm_'):
+        extra['Modulation'] = MODULATION
+    if key == 'std_t1w':
+        extra['SkullStripped'] = _stripped(session)
+    if 'res' in labels:
+        size = resolution_mm(labels['res'])
+        extra['Resolution'] = f'Isotropic voxels of {size:g} mm'
+        extra['VoxelSize'] = [size] * 3
+        extra['VoxelSizeUnits'] = 'mm'
+    if space.partition('+')[0] not in STANDARD and space in session.templates:
+        extra['SpatialReference'] = Path(session.templates[space]).absolute().as_uri()
+    return extra
+
+
+def _registration(space: str, found: Mapping[str, Any], session: Session) -> dict[str, Any]:
+    """Say how a scan was registered."""
+    method = found.get('method')
+    fields: dict[str, Any] = {'Template': space, 'Method': method}
+    if method == 'ants':
+        fields['Software'] = 'ANTs (SyN)'
+    else:
+        fields.update(_network(session.models.get('registration', {}), found))
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _network(model: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Say which network was used, where and how."""
+    return {
+        'Model': {
+            'Name': model.get('name'),
+            'Version': model.get('version'),
+            'SHA256': model.get('sha256'),
+        },
+        'Device': found.get('device'),
+        'Precision': found.get('precision'),
+        'Fallback': found.get('fallback'),
+    }
+
+
+def _atlas(name: str, session: Session) -> dict[str, str]:
+    for atlas in session.steps.get('regions', {}).get('atlases', ()):
+        if atlas['atlas'] == name:
+            return {'Name': name, 'File': Path(atlas['source']).name, 'Space': atlas['space']}
+    return {'Name': name}
+
+
+def _space_of_atlas(name: str, session: Session) -> str:
+    return _atlas(name, session).get('Space', '')
+
+
+def _stripped(session: Session) -> bool:
+    return bool(session.steps.get('bias', {}).get('skull_stripped', False))

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods text of a run, from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bids_app import __version__
+from bids_app.bids.spaces import atlas_parts, output_spaces
+from bids_app.config import RunConfig
+
+
+def run_methods(
+    config: RunConfig, models: Sequence[Mapping[str, Any]], precomputed: Sequence[str] = ()
+) -> str:
+    """Word the methods of a run as Markdown.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The options.
+    models : sequence of mapping
+        ``name``, ``version`` and ``sha256`` of the models.
+    precomputed : sequence of str
+        What was taken from other pipelines, in words.
+    """
+    from bids_app.reports.methods import methods_text
+
+    spaces = output_spaces(config.output_spaces, config.voxel_size)
+    sizes = sorted({size for space in spaces for size in space.voxel_sizes})
+    return methods_text(
+        __version__,
+        models,
+        config.modules,
+        sloppy=config.sloppy,
+        low_mem=config.low_mem,
+        registration=config.registration,
+        spaces=[space.space for space in spaces],
+        voxel_sizes=sizes,
+        fwhm=config.smooth_fwhm,
+        atlases=[_plain_name(atlas_parts(text)[0]) for text in config.atlas],
+        precomputed=precomputed,
+    )
+
+
+def _plain_name(path: Path) -> str:
+    return path.name.removesuffix('.gz').removesuffix('.nii')
