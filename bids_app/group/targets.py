@@ -61,7 +61,7 @@ class Target:
         """Subjects of each class; a subject with sessions of two classes counts in both."""
         pairs = set(zip(self.subjects, self.values, strict=True))
         return {
-            name: sum(value == code for _, value in pairs)
+            name: sum(int(value == code) for _, value in pairs)
             for code, name in enumerate(self.classes)
         }
 
