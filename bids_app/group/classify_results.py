@@ -110,8 +110,8 @@ def write_results(
                 'scores': {
                     key: {
                         'value': value,
-                        'low': outcome.intervals[key][0],
-                        'high': outcome.intervals[key][1],
+                        'low': outcome.intervals.get(key, (None, None))[0],
+                        'high': outcome.intervals.get(key, (None, None))[1],
                     }
                     for key, value in outcome.scores.items()
                 },

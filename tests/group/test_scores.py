@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics
 
 from bids_app.group.scores import (
@@ -89,6 +90,20 @@ def test_interval_of_an_accuracy_is_about_the_binomial_one():
     width = 2 * 1.96 * np.sqrt(0.8 * 0.2 / 400)
     assert high - low == pytest.approx(width, rel=0.15)
     assert low < right.mean() < high
+
+
+def test_a_perfect_score_of_few_subjects_is_not_certain():
+    values = np.arange(20) % 2
+    units = Units(np.arange(20).astype(str), values, np.eye(2)[values], 2)
+    low, high = intervals(units, draws=50)['balanced_accuracy']
+    one_class = wilson(10, 10)
+    assert high == 1
+    assert low == pytest.approx(1 - np.sqrt(2) * (1 - one_class) / 2)
+
+
+def wilson(count, number):
+    """Lower end of Wilson's 95 % interval, as scipy computes it."""
+    return binomtest(count, number).proportion_ci(method='wilson').low
 
 
 def test_interval_is_wider_when_sessions_belong_to_few_subjects():
