@@ -103,7 +103,10 @@ def draw_statistic(
             if mask.max() > 0.5 and mask.min() < 0.5:
                 axes.contour(mask, levels=[0.5], colors='black', linewidths=0.9)
             label = f'{"zyx"[PLANES.index(plane)]} = {cut:.0f}'
-            axes.text(2, size[1] - 3, label, color='white', fontsize=6.5, va='bottom')
+            axes.text(
+                2, size[1] - 3, label, color='white', fontsize=6.5, va='bottom',
+                bbox={'facecolor': 'black', 'alpha': 0.5, 'linewidth': 0, 'pad': 0.6},
+            )  # fmt: skip
             if number == 0:
                 first, second = EDGE_LETTERS[plane]
                 axes.text(2, size[1] / 2, first, color='white', fontsize=7, va='center')
