@@ -8,6 +8,7 @@ real: command line, BIDS, Nipype with its workers, N4, tables, derivatives and r
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -115,12 +116,13 @@ class App:
         self.raw, self.out, self.work = folder / 'raw', folder / 'out', folder / 'work'
         self.hold_dir = folder / 'hold'
         self.hold_dir.mkdir()
-        model = folder / 'models' / 'brain'
-        model.mkdir(parents=True)
-        card = dict.fromkeys(('version', 'description', 'licence', 'sha256'), 'x')
-        card.update(name='brain', stages={}, classes=[])
-        (model / 'card.json').write_text(json.dumps(card))
-        (model / 'weights.safetensors').write_bytes(b'weights')
+        for name in ('brain', 'symnet'):
+            model = folder / 'models' / name
+            model.mkdir(parents=True)
+            card = dict.fromkeys(('version', 'description', 'licence', 'sha256'), 'x')
+            card.update(name=name, stages={}, classes=[])
+            (model / 'card.json').write_text(json.dumps(card))
+            (model / 'weights.safetensors').write_bytes(name.encode())
 
     def add(self, subject, content, suffix='T1w'):
         path = self.raw / f'sub-{subject}' / 'anat' / f'sub-{subject}_{suffix}.nii.gz'
@@ -131,6 +133,9 @@ class App:
         return path
 
     def start(self, *options):
+        """Start the app; without other wishes it writes nothing in template space."""
+        if '--output-spaces' not in options:
+            options = (*options, '--output-spaces', 'T1w')
         command = [
             sys.executable, str(self.project_dir / 'run.py'), str(self.raw), str(self.out),
             'participant', '-w', str(self.work), '--models-dir', str(self.folder / 'models'),
@@ -270,19 +275,23 @@ def test_session_without_t1w_is_named_with_the_reason(bad_data):
     assert any('sub-flair' in line and 'T1w' in line for line in text.splitlines())
 
 
-def test_output_is_a_valid_derivative(bad_data):
+def validator_errors(folder):
     validator = shutil.which('bids-validator-deno') or str(
         Path(sys.executable).with_name('bids-validator-deno')
     )
     if not Path(validator).exists():
         pytest.skip('bids-validator-deno is not installed')
-    app, _, _ = bad_data
     done = subprocess.run(
-        [validator, '--format', 'json', '--datasetTypes', 'derivative', str(app.out)],
+        [validator, '--format', 'json', '--datasetTypes', 'derivative', str(folder)],
         capture_output=True, text=True,
     )  # fmt: skip
     issues = json.loads(done.stdout)['issues']['issues']
-    assert [issue for issue in issues if issue['severity'] == 'error'] == []
+    return [issue for issue in issues if issue['severity'] == 'error']
+
+
+def test_output_is_a_valid_derivative(bad_data):
+    app, _, _ = bad_data
+    assert validator_errors(app.out) == []
 
 
 def test_unchanged_sessions_are_not_done_again(bad_data):
@@ -391,3 +400,178 @@ def test_unwritable_output_is_one_clear_line(two_heads):
     assert code != 0
     assert 'cannot write' in text
     assert 'Traceback' not in text
+
+
+SPACE = 'MNI152NLin2009aSym'
+COARSE = ('--output-spaces', f'{SPACE}:res-4', '--smooth-fwhm', '8')
+
+
+@pytest.fixture(scope='module')
+def template_space(tmp_path_factory, project_dir):
+    """Run one head to template space, with an atlas and a mask of another pipeline."""
+    app = App(tmp_path_factory.mktemp('vbm'), project_dir)
+    scan = nifti(head())
+    app.add('01', pack(scan.to_bytes()))
+    app.add('bad', pack(nifti(head()[:31]).to_bytes()))
+    labels = np.ones((20, 20, 20), np.uint8)
+    labels[10:] = 2
+    affine = np.diag([8.0, 8.0, 8.0, 1.0])
+    affine[:3, 3] = -76
+    nib.save(nib.Nifti1Image(labels, affine), app.folder / 'atlas-halves_dseg.nii.gz')
+    (app.folder / 'halves.tsv').write_text('index\tname\n3\tnowhere\n2\tright\n1\tleft\n')
+    mask = head() > 120
+    mask[:, :, 24:] = False  # another brain than ours
+    file = app.folder / 'prep' / 'sub-01' / 'anat' / 'sub-01_desc-brain_mask.nii.gz'
+    file.parent.mkdir(parents=True)
+    nib.save(nifti(mask.astype(np.uint8)), file)
+    code, text = app.run(*COARSE, '--atlas', 'atlas-halves_dseg.nii.gz:halves.tsv', '-d', 'prep')
+    return app, code, text
+
+
+def table_of(path):
+    lines = [line.split('\t') for line in path.read_text().splitlines()]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+
+
+def test_files_in_template_space(template_space):
+    app, code, text = template_space
+    assert code == 1, text  # of the bad scan
+    anat = app.out / 'sub-01' / 'anat'
+    names = {p.name for p in anat.iterdir()}
+    std = f'sub-01_space-{SPACE}_res-4'
+    expected = {
+        f'{std}_desc-preproc_T1w', f'{std}_desc-brain_mask', f'{std}_dseg',
+        f'{std}_desc-jacobian_morph',
+        *(f'{std}_label-{label}_probseg' for label in ('GM', 'WM', 'CSF')),
+        *(f'{std}_label-{label}_desc-modulated{smooth}_probseg'
+          for label in ('GM', 'WM') for smooth in ('', 'smooth8mm')),
+    }  # fmt: skip
+    assert {f'{name}.nii.gz' for name in expected} | {f'{name}.json' for name in expected} <= names
+    assert {
+        f'sub-01_from-T1w_to-{SPACE}_mode-image_xfm.h5',
+        f'sub-01_from-{SPACE}_to-T1w_mode-image_xfm.h5',
+        'sub-01_atlas-halves_desc-regions_morph.tsv',
+    } <= names
+    assert sum('space-' in name or '_xfm' in name for name in names) == 2 * len(expected) + 4
+    assert set(app.state('01')['outputs']) == {
+        *(p.relative_to(app.out).as_posix() for p in anat.iterdir()), 'sub-01.html',
+    }  # fmt: skip
+    for name in expected:
+        image = nib.load(anat / f'{name}.nii.gz')
+        assert image.shape == (42, 54, 42)
+        assert image.header['sform_code'] == 4
+        assert np.isfinite(image.get_fdata()).all()
+
+
+def test_modulated_maps_hold_the_volume_of_the_scan(template_space):
+    app, _, _ = template_space
+    anat = app.out / 'sub-01' / 'anat'
+    for label in ('GM', 'WM'):
+        native = nib.load(anat / f'sub-01_label-{label}_probseg.nii.gz').get_fdata()
+        std = f'sub-01_space-{SPACE}_res-4_label-{label}_desc-modulated'
+        plain = nib.load(anat / f'{std}_probseg.nii.gz').get_fdata()
+        smooth = nib.load(anat / f'{std}smooth8mm_probseg.nii.gz').get_fdata()
+        assert plain.sum() * 4**3 == pytest.approx(native.sum() * VOXEL_MM**3, rel=0.01)
+        assert smooth.sum() == pytest.approx(plain.sum(), rel=0.01)
+    jacobian = nib.load(anat / f'sub-01_space-{SPACE}_res-4_desc-jacobian_morph.nii.gz')
+    np.testing.assert_allclose(jacobian.get_fdata(), 0.125, rtol=1e-4)
+
+
+def test_sidecars_in_template_space(template_space):
+    app, _, _ = template_space
+    anat = app.out / 'sub-01' / 'anat'
+    std = f'sub-01_space-{SPACE}_res-4'
+
+    def fields(name):
+        return json.loads((anat / f'{name}.json').read_text())
+
+    smooth = fields(f'{std}_label-GM_desc-modulatedsmooth8mm_probseg')
+    assert smooth['SmoothingFWHM'] == 8
+    assert smooth['VoxelSize'] == [4, 4, 4]
+    assert smooth['Units'] == 'mm^3/mm^3'
+    assert 'full Jacobian' in smooth['Modulation']
+    assert smooth['Sources'] == [
+        f'bids::sub-01/anat/{std}_label-GM_desc-modulated_probseg.nii.gz'
+    ]  # fmt: skip
+    assert smooth['Registration']['Method'] == 'refined'
+    assert smooth['Registration']['Model'] == {'Name': 'symnet', 'Version': 'x', 'SHA256':
+        hashlib.sha256(b'symnet').hexdigest()}  # fmt: skip
+    t1w = fields(f'{std}_desc-preproc_T1w')
+    assert t1w['SkullStripped'] is True  # a ball without a scalp
+    assert t1w['Resolution'] == 'Isotropic voxels of 4 mm'
+    assert 'SpatialReference' not in t1w
+    regions = fields('sub-01_atlas-halves_desc-regions_morph')
+    assert regions['Atlas']['Space'] == SPACE
+    assert regions['gm_mm3']['Units'] == 'mm^3'
+
+
+def test_regions_are_joined_by_value_and_sum_to_the_tissues(template_space):
+    app, _, _ = template_space
+    anat = app.out / 'sub-01' / 'anat'
+    rows = {
+        row['name']: row for row in table_of(anat / 'sub-01_atlas-halves_desc-regions_morph.tsv')
+    }
+    assert {name: row['index'] for name, row in rows.items()} == {
+        'left': '1', 'right': '2', 'nowhere': '3',
+    }  # fmt: skip
+    assert rows['nowhere']['flag'] == 'absent'
+    tissues = {
+        row['name']: float(row['volume_mm3'])
+        for row in table_of(anat / 'sub-01_desc-tissue_morph.tsv')
+    }
+    names = list(tissues)
+    for column, tissue in zip(('gm_mm3', 'wm_mm3', 'csf_mm3'), names, strict=False):
+        assert sum(float(row[column]) for row in rows.values()) == pytest.approx(
+            tissues[tissue], abs=1.0
+        )
+
+
+def test_mask_of_another_pipeline_is_used_and_named(template_space):
+    app, _, text = template_space
+    anat = app.out / 'sub-01' / 'anat'
+    mask = nib.load(anat / 'sub-01_desc-brain_mask.nii.gz').get_fdata()
+    given = nib.load(app.folder / 'prep/sub-01/anat/sub-01_desc-brain_mask.nii.gz').get_fdata()
+    np.testing.assert_array_equal(mask, given)
+    for name in ('dseg', 'desc-wholebrain_dseg', 'label-GM_probseg', 'desc-entropy_uncertainty'):
+        assert not nib.load(anat / f'sub-01_{name}.nii.gz').get_fdata()[given == 0].any()
+    uri = 'bids:prep:sub-01/anat/sub-01_desc-brain_mask.nii.gz'
+    fields = json.loads((anat / 'sub-01_desc-brain_mask.json').read_text())
+    assert fields['Sources'] == [uri]
+    assert 'Model' not in fields
+    assert 'not made by AnatNet' in fields['Description']
+    fields = json.loads((anat / 'sub-01_dseg.json').read_text())
+    assert fields['Sources'][1] == uri
+    assert fields['Model']['Name'] == 'brain'
+    links = json.loads((app.out / 'dataset_description.json').read_text())['DatasetLinks']
+    assert links['prep'] == (app.folder / 'prep').as_uri()
+    assert 'sub-bad: --derivatives holds no brain mask' in text
+    assert 'prep' in (app.out / 'sub-01.html').read_text()
+
+
+def test_scan_that_cannot_be_registered_fails_alone(template_space):
+    app, _, text = template_space
+    assert 'sub-bad: failed: step normalise: mask.nii: cannot be registered' in text
+    assert app.state('bad')['status'] == 'failed'
+    assert 'cannot be registered' in (app.out / 'sub-bad.html').read_text()
+
+
+def test_output_in_template_space_is_a_valid_derivative(template_space):
+    app, _, _ = template_space
+    assert validator_errors(app.out) == []
+
+
+def test_maps_are_done_again_only_if_something_changed(template_space):
+    app, _, _ = template_space
+    options = ('--participant-label', '01', '--atlas', 'atlas-halves_dseg.nii.gz:halves.tsv')
+    code, text = app.run(*COARSE, *options, '-d', 'prep')
+    assert code == 0, text
+    assert '1 already done' in text
+    code, text = app.run(*options[:2], '-d', 'prep')  # native results alone
+    assert '1 already done' in text
+    mask = app.folder / 'prep/sub-01/anat/sub-01_desc-brain_mask.nii.gz'
+    os.utime(mask, ns=(1, 1))
+    nib.save(nifti((head() > 120).astype(np.uint8)), mask)
+    code, text = app.run(*COARSE, *options, '-d', 'prep')
+    assert code == 0, text
+    assert 'input changed: ' in text
+    assert '1 processed' in text

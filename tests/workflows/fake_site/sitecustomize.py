@@ -2,9 +2,10 @@
 """Put a network that needs no torch in the place of the real one, in every process of a test.
 
 Python imports this module when it starts if its folder is on ``PYTHONPATH``. The stand-in finds a
-bright ball and calls its shells CSF, grey and white matter. ``ANATNET_TEST_HOLD`` names a folder:
-as long as it holds a file ``<step>.hold``, that step waits there, and says so by writing its
-process id to ``<step>.pid``.
+bright ball and calls its shells CSF, grey and white matter. The registration only brings the
+centre of the ball to that of the template. ``ANATNET_TEST_HOLD`` names a folder: as long as it
+holds a file ``<step>.hold``, that step waits there, and says so by writing its process id to
+``<step>.pid``.
 """
 
 from __future__ import annotations
@@ -110,6 +111,36 @@ def segment_brain(in_file, coarse_file, native_file, out_dir, *, sloppy=False, *
         'fallback': None,
     }  # fmt: skip
 
+
+def normalise_files(*, mask, template, method, model, out_file, gm, device, **options):
+    import nibabel as nib
+    import numpy as np
+
+    from bids_app.errors import ImageError
+    from bids_app.images.templates import REGISTRATION_AFFINE, REGISTRATION_SHAPE
+    from bids_app.registration.normalisation import Normalisation
+
+    _hold('normalise')
+    inside, affine = _load(mask)
+    if inside.shape[0] == 31:
+        raise ImageError(f'{mask.name}: cannot be registered to {template.space}')
+    matrix = np.eye(4)
+    matrix[:3, 3] = nib.affines.apply_affine(affine, np.argwhere(inside > 0).mean(axis=0))
+    matrix[:3, :3] *= 0.5
+    zero = np.zeros((3, *REGISTRATION_SHAPE), np.float32)
+    measures = {'dice_gm': 0.8, 'jacobian_min': 1.0, 'seconds_affine': 0.1}
+    Normalisation(template.space, matrix, REGISTRATION_AFFINE, zero, zero, method, measures).save(
+        out_file
+    )
+    return {
+        'measures': measures, 'method': method, 'space': template.space, 'device': device,
+        'precision': 'float32', 'fallback': None,
+    }  # fmt: skip
+
+
+_run = types.ModuleType('bids_app.registration.run')
+_run.normalise_files = normalise_files
+sys.modules['bids_app.registration.run'] = _run
 
 _fake = types.ModuleType('bids_app.inference.brain')
 _fake.locate_brain = locate_brain

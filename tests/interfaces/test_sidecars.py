@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from bids_app.bids.outputs import Outputs, file_id, parameters, table
+from bids_app.interfaces.sidecars import NATIVE_SOURCES, Session, describe
+
+GIVEN = {'space': 'MNIPediatricAsym+3', 'res': 1.5, 'fwhm': 7.5, 'atlas': 'aal'}
+URIS = {
+    'brain_mask': 'bids:prep:mask.nii.gz',
+    **{f'probseg_{name}': f'bids:prep:{name}.nii.gz' for name in ('gm', 'wm', 'csf')},
+}
+
+
+@pytest.fixture
+def session(tmp_path):
+    """Return a function that makes what is known of a session."""
+
+    def make(given=(), **found):
+        steps = {
+            'segment': {'device': 'cpu', 'precision': 'bfloat16', 'fallback': None},
+            'normalise': {'spaces': {GIVEN['space']: {'method': 'refined', 'device': 'cuda:0',
+                                                      **found}}},
+            'regions': {'atlases': [{'atlas': 'aal', 'space': GIVEN['space'],
+                                     'source': '/atlas/aal.nii.gz'}]},
+        }  # fmt: skip
+        if given:
+            steps['precomputed'] = {'sources': {key: URIS[key] for key in given}}
+        return Session(
+            Outputs(tmp_path / 'out', '01'),
+            tmp_path / 'raw' / 'sub-01' / 'anat' / 'sub-01_T1w.nii.gz',
+            tmp_path / 'raw',
+            ('t1w_preproc', *table()),
+            steps,
+            {
+                'segmentation': {'name': 'brain', 'version': '1', 'sha256': 'abc'},
+                'registration': {'name': 'symnet', 'version': '2', 'sha256': 'def'},
+            },
+            {GIVEN['space']: str(tmp_path / 't1w.nii.gz')},
+        )
+
+    return make
+
+
+def identifier(key):
+    return file_id(key, **{name: GIVEN[name] for name in parameters(key)})
+
+
+def test_every_derivative_in_template_space_says_how_it_came_there(session):
+    keys = [key for key in table() if parameters(key)]
+    assert {key.removesuffix('_smooth') for key in keys} == set(NATIVE_SOURCES)
+    for key in keys:
+        fields = describe(identifier(key), session())
+        assert fields['Registration']['Method'] == 'refined'
+        assert fields['Registration']['Model']['Name'] == 'symnet'
+        assert fields['Registration']['Device'] == 'cuda:0'
+        assert fields['Sources']
+        assert all(source.startswith('bids::sub-01/anat/') for source in fields['Sources'])
+        assert fields['SpatialReference'].startswith('file:///')
+        assert ('Resolution' in fields) == ('res' in parameters(key))
+        assert ('Modulation' in fields) == key.startswith('vbm_')
+
+
+def test_smoothed_map_names_its_width_and_source(session):
+    fields = describe(identifier('vbm_wm_smooth'), session())
+    assert (fields['SmoothingFWHM'], fields['SmoothingFWHMUnits']) == (7.5, 'mm')
+    assert fields['Sources'] == [
+        'bids::sub-01/anat/sub-01_space-MNIPediatricAsym+3_res-1p5_label-WM_desc-modulated_'
+        'probseg.nii.gz'
+    ]
+    assert fields['VoxelSize'] == [1.5] * 3
+
+
+def test_ants_is_no_model(session):
+    fields = describe(identifier('std_t1w'), session(method='ants'))
+    assert 'Model' not in fields['Registration']
+    assert fields['Registration']['Software'] == 'ANTs (SyN)'
+
+
+def test_table_of_an_atlas_names_it(session):
+    fields = describe(identifier('regions_morph'), session())
+    assert fields['Atlas'] == {'Name': 'aal', 'File': 'aal.nii.gz', 'Space': GIVEN['space']}
+    assert fields['Sources'][-1].endswith('_from-MNIPediatricAsym+3_to-T1w_mode-image_xfm.h5')
+
+
+def test_ours_is_as_before_without_other_pipelines(session):
+    fields = describe('dseg', session())
+    assert fields['Model']['Name'] == 'brain'
+    assert fields['Sources'] == ['bids::sub-01/anat/sub-01_desc-preproc_T1w.nii.gz']
+
+
+def test_given_mask_is_named_where_it_is_and_where_it_limits_ours(session):
+    known = session(['brain_mask'])
+    mask = describe('brain_mask', known)
+    assert mask['Sources'] == [URIS['brain_mask']]
+    assert 'not made by AnatNet but given as "prep"' in mask['Description']
+    assert 'Model' not in mask
+    assert mask['Type'] == 'Brain'
+    for key in ('dseg', 'probseg_gm', 'wholebrain_dseg', 'uncertainty', 'tissue_morph'):
+        fields = describe(key, known)
+        assert fields['Sources'][1:] == [URIS['brain_mask']]
+        assert fields['Model']['Name'] == 'brain'
+        assert 'limited to the brain mask given as "prep"' in fields['Description']
+    assert (
+        describe('qc_stats', known)['Description'] == table()['qc_stats']['sidecar']['Description']
+    )
+
+
+def test_given_tissues_are_named_in_what_is_made_of_them(session):
+    tissues = ['probseg_gm', 'probseg_wm', 'probseg_csf']
+    known = session(tissues)
+    assert describe('probseg_wm', known)['Sources'] == [URIS['probseg_wm']]
+    for key in ('dseg', 'brain_mask', 'tissue_morph'):
+        fields = describe(key, known)
+        assert fields['Sources'] == [URIS[name] for name in tissues]
+        assert 'Model' not in fields
+        assert 'Manual' not in fields
+    assert 'Model' in describe('wholebrain_dseg', known)
+    both = session(['brain_mask', *tissues])
+    assert describe('dseg', both)['Sources'] == [
+        *(URIS[name] for name in tissues), URIS['brain_mask'],
+    ]  # fmt: skip
+    assert describe('brain_mask', both)['Sources'] == [URIS['brain_mask']]
