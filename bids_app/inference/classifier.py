@@ -59,6 +59,13 @@ class InputGrid:
         return f'{self.kind}_smooth' if self.fwhm else self.kind
 
     @property
+    def file_id(self) -> str:
+        """Name of the maps among the files of a session, see ``bids/outputs.file_id``."""
+        width = f'{self.fwhm:g}'.replace('.', 'p')
+        smoothing = f' fwhm-{width}' if self.fwhm else ''
+        return f'{self.key} space-{self.space} res-{self.res}{smoothing}'
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Voxels of what the networks see."""
         return tuple(stop - start for start, stop in self.box)
@@ -262,7 +269,8 @@ def predict_files(maps: Mapping[str, Path], model_folder: Path) -> pd.DataFrame:
     Parameters
     ----------
     maps : mapping of str to Path
-        Maps by their key in ``bids/outputs.json``: ``vbm_gm``, ``vbm_gm_smooth``, ...
+        Maps by their name among the files of a session (``bids/outputs.file_id``, such as
+        ``vbm_gm_smooth space-MNI152NLin2009aSym res-1p5 fwhm-6``) or by their key alone.
     model_folder : Path
         Of the classifier.
 
@@ -318,7 +326,7 @@ def _map_for(grid: InputGrid, maps: Mapping[str, Path], model_folder: Path) -> P
     wanted = f'{grid.kind}, space {grid.space}, res {grid.res}, ' + (
         f'smoothed with {grid.fwhm:g} mm' if grid.fwhm else 'unsmoothed'
     )
-    path = maps.get(grid.key)
+    path = maps.get(grid.file_id) or maps.get(grid.key)
     if path is None:
         raise ModelError(f'{model_folder}: needs the map {wanted}, which this run did not make')
     name = Path(path).name

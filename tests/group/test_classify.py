@@ -128,7 +128,8 @@ def test_model_folder_predicts_new_maps(found, method):
     classifier = load_classifier(model)
     assert list(classifier.networks) == ['fold1', 'fold2', 'fold3']
     assert classifier.card['sha256'] == model_checksum(model)
-    table = predict_files({'vbm_gm_smooth': paths[1]}, model)
+    name = 'vbm_gm_smooth space-MNI152NLin2009aSym res-1p5 fwhm-6'
+    table = predict_files({name: paths[1], name[:-1] + '8': paths[0]}, model)
     row = table.iloc[0]
     assert row['target'] == 'sex'
     assert row['caveat'] == 'not for clinical use'

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bids_app.bids.outputs import file_id
 from bids_app.inference.classifier import InputGrid, probabilities, shrink
 
 GRID = InputGrid(
@@ -45,3 +46,4 @@ def test_world_of_the_input_is_that_of_its_blocks():
 def test_grid_survives_its_card():
     assert InputGrid.from_card(json.loads(json.dumps(GRID.as_card()))) == GRID
     assert GRID.key == 'vbm_gm_smooth'
+    assert GRID.file_id == file_id('vbm_gm_smooth', space=GRID.space, res=1.5, fwhm=6.0)
