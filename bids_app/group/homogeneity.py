@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -120,7 +119,7 @@ def measure_homogeneity(
                 steps = thinning(data.shape, affine, fwhm)
                 thin = tuple(slice(step // 2, None, step) for step in steps)
                 samples = np.empty((len(readable), *data[thin].shape), np.float32)
-                total, squares = np.zeros(data.shape), np.zeros(data.shape)
+                total, squares = (np.zeros_like(data, dtype=np.float64) for _ in range(2))
             samples[len(kept)] = data[thin]
             kept.append(index)
             total += data
@@ -243,7 +242,7 @@ def mahalanobis(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     components : int
         0, and NaN above, for fewer than ten maps.
     """
-    from scipy import linalg
+    from scipy.special import betaincc
 
     count = len(correlations)
     components = min(MAX_COMPONENTS, count // SESSIONS_PER_COMPONENT)
@@ -251,32 +250,26 @@ def mahalanobis(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         return np.full(count, np.nan), np.full(count, np.nan), 0
     centre = correlations - correlations.mean(axis=0)
     centre -= centre.mean(axis=1, keepdims=True)
-    values, vectors = linalg.eigh(centre, subset_by_index=(count - components, count - 1))
-    vectors = vectors[:, values > 1e-9 * max(float(values[-1]), 1e-300)]
+    values, vectors = np.linalg.eigh(centre)
+    vectors = vectors[:, -components:][:, values[-components:] > 1e-9 * max(values[-1], 1e-300)]
     components = vectors.shape[1]
     if not components:  # all maps are equal
         return np.zeros(count), np.ones(count), 0
     distance = (count - 1) * np.square(vectors).sum(axis=1)
     share = np.clip(count * distance / (count - 1) ** 2, 0, 1)
-    return distance, _beta(count, components).sf(share), components
+    return distance, betaincc(components / 2, (count - components - 1) / 2, share), components
 
 
 def unusual_distance(z: float, count: int, components: int) -> float:
     """Return the squared distance that is as rare as a normal deviate above `z`."""
-    from scipy import stats
+    from scipy.special import betainccinv, ndtr
 
-    share = float(_beta(count, components).isf(stats.norm.sf(z)))
-    return share * (count - 1) ** 2 / count
-
-
-def _beta(count: int, components: int) -> Any:
-    from scipy import stats
-
-    return stats.beta(components / 2, (count - components - 1) / 2)
+    share = betainccinv(components / 2, (count - components - 1) / 2, ndtr(-z))
+    return float(share) * (count - 1) ** 2 / count
 
 
 def normal_z(probability: np.ndarray) -> np.ndarray:
     """Return the normal deviate that is exceeded, upwards, with some probability."""
-    from scipy import stats
+    from scipy.special import ndtri
 
-    return stats.norm.isf(np.clip(np.asarray(probability, float), 1e-300, 1))
+    return -ndtri(np.clip(np.asarray(probability, float), 1e-300, 1))

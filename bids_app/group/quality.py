@@ -131,7 +131,7 @@ def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray:
     beyond 3.5 of these units (simulated), not 0.05 %. The distance is therefore taken as Student's
     t with (n - 1) / 2 degrees of freedom and expressed as the normal deviate that is as rare.
     """
-    from scipy import stats
+    from scipy.special import ndtri, stdtr
 
     values = np.asarray(values, float)
     there = np.isfinite(values)
@@ -143,8 +143,8 @@ def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray:
     result[there] = 0.0
     if spread > 0:
         distance = (values[there] - middle) / spread
-        tail = stats.t.sf(np.abs(distance), (count - 1) / 2)
-        result[there] = np.sign(distance) * stats.norm.isf(np.maximum(tail, 1e-300))
+        tail = stdtr((count - 1) / 2, -np.abs(distance))
+        result[there] = -np.sign(distance) * ndtri(np.maximum(tail, 1e-300))
     return result
 
 
@@ -185,7 +185,7 @@ def bounds(
 
     None where nothing lies beyond: on the good side, and where there is no comparison.
     """
-    from scipy import stats
+    from scipy.special import ndtr, stdtrit
 
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
@@ -194,7 +194,7 @@ def bounds(
     middle, spread = _middle_and_spread(values)
     if not spread > 0:
         return None, None
-    reach = spread * float(stats.t.isf(stats.norm.sf(z), (values.size - 1) / 2))
+    reach = -spread * float(stdtrit((values.size - 1) / 2, ndtr(-z)))
     ends = np.array([middle - reach, middle + reach])
     low, high = ends if scale is None else scale.backward(ends)
     return (

@@ -131,8 +131,9 @@ def test_nothing_finished_is_66(raw, out, add_session, capsys):
 @pytest.mark.parametrize(
     'options',
     [
-        ('--model', '~ agee'), ('--model', '~ age', '--contrast', 'sex'), ('--classify', 'nothing'),
-        ('--participant-label', '99'), ('--model', '~ age', '--map', 'wm'),
+        ('--model', '~ agee'), ('--model', '~ age', '--contrast', 'sex'),
+        ('--classify', 'nothing'), ('--participant-label', '99'),
+        ('--model', '~ age', '--map', 'wm'),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_data_is_2_and_writes_nothing(raw, study, options):
