@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from bids_app.networks.pif import ConvClassifier3D, LinearClassifier3D
+from bids_app.networks.symnet import SymNet
 from bids_app.networks.unet import ResidualUNet3D
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     'ConvClassifier3D',
     'LinearClassifier3D',
     'ResidualUNet3D',
+    'SymNet',
     'build_network',
 ]
 
@@ -22,6 +24,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     'ConvClassifier3D': ConvClassifier3D,
     'LinearClassifier3D': LinearClassifier3D,
     'ResidualUNet3D': ResidualUNet3D,
+    'SymNet': SymNet,
 }
 
 

@@ -75,7 +75,7 @@ class Normalisation:
         Returns
         -------
         ndarray, shape (x, y, z), float32
-            By central differences (one-sided at the border); without the affine part.
+            Without the affine part; see :func:`jacobian_determinant`.
         """
         spacing = np.diag(np.asarray(self.grid_affine)[:3, :3])
         return jacobian_determinant(self.forward, spacing)
@@ -128,13 +128,30 @@ def jacobian_determinant(displacement: np.ndarray, spacing: np.ndarray) -> np.nd
     Returns
     -------
     ndarray, shape (x, y, z), float32
-        By central differences, one-sided at the border.
+        By central differences of fourth order, which keep the volume of modulated maps several
+        times better than those of second order; of lower order in the two voxels at the border.
     """
     rows = []
     for component in range(3):
-        gradient = list(np.gradient(displacement[component], *np.asarray(spacing, dtype=float)))
-        gradient[component] = gradient[component] + 1
+        gradient = [
+            _derivative(displacement[component], axis, float(spacing[axis])) for axis in range(3)
+        ]
+        gradient[component] += 1
         rows.append(gradient)
     (a, b, c), (d, e, f), (g, h, i) = rows
     determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
     return determinant.astype(np.float32)
+
+
+def _derivative(values: np.ndarray, axis: int, spacing: float) -> np.ndarray:
+    out = np.gradient(values, spacing, axis=axis)
+    n = values.shape[axis]
+    if n >= 5:
+        at = [slice(None)] * 3
+
+        def part(first: int, last: int) -> np.ndarray:
+            return values[(*at[:axis], slice(first, n + last), *at[axis + 1 :])]
+
+        inner = (8 * (part(3, -1) - part(1, -3)) - (part(4, 0) - part(0, -4))) / (12 * spacing)
+        out[(*at[:axis], slice(2, n - 2), *at[axis + 1 :])] = inner
+    return out

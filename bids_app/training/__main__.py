@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from bids_app.errors import AnatNetError, UsageError
 
@@ -19,7 +20,10 @@ def make_parser() -> argparse.ArgumentParser:
         'goes on where it was.',
     )
     parser.add_argument('recipe', type=Path, help='recipe.toml of a model folder')
-    parser.add_argument('--data', type=Path, required=True, help='folder of label maps')
+    parser.add_argument(
+        '--data', type=Path, required=True, nargs='+', metavar='DIR',
+        help='folders of label maps (for registration also AnatNet derivatives)',
+    )  # fmt: skip
     parser.add_argument(
         '--out', type=Path, help='folder for checkpoints and logs (default: beside the recipe)'
     )
@@ -60,8 +64,7 @@ def _train(options: argparse.Namespace) -> None:
 
     from bids_app.inference.models import load_weights
     from bids_app.training.export import export_model
-    from bids_app.training.label_maps import load_label_maps
-    from bids_app.training.loop import Trainer, load_coarse
+    from bids_app.training.loop import load_coarse
     from bids_app.training.recipe import read_recipe
 
     if options.threads:
@@ -74,16 +77,17 @@ def _train(options: argparse.Namespace) -> None:
         if name not in recipe.stages:
             raise UsageError(f'{name}: no such stage: the recipe has {", ".join(recipe.stages)}')
     if not options.export_only:
-        files = sorted(options.data.glob(recipe.data['pattern']))
+        files = find_files(options.data, recipe.data['pattern'])
         apart = set(recipe.data['validation'])
-        train = load_label_maps([file for file in files if file.name not in apart])
-        validation = load_label_maps([file for file in files if file.name in apart])
+        load, trainer_class = _task(recipe.data.get('task', 'segmentation'))
+        train = load([file for file in files if file.name not in apart])
+        validation = load([file for file in files if file.name in apart])
         initial = load_weights(options.init) if options.init else {}
         for name in stages:
             coarse = None
             if name != 'coarse' and 'coarse' in recipe.stages:
                 coarse = load_coarse(recipe.stages['coarse'], out / 'coarse' / 'best.pt')
-            trainer = Trainer(
+            trainer = trainer_class(
                 recipe.stages[name],
                 train,
                 validation,
@@ -97,6 +101,32 @@ def _train(options: argparse.Namespace) -> None:
             trainer.run(options.steps, options.minutes)
     if all((out / name / 'best.pt').exists() for name in recipe.stages):
         export_model(recipe, model_folder, out)
+
+
+def find_files(folders: list[Path], patterns: str | list[str]) -> list[Path]:
+    """Return the files of some folders that match any of the patterns, in a fixed order."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return [
+        file
+        for pattern in patterns
+        for folder in folders
+        for file in sorted(folder.glob(pattern))
+    ]
+
+
+def _task(name: str) -> tuple[Any, Any]:
+    """Return what reads the data of a task, and its trainer."""
+    if name == 'segmentation':
+        from bids_app.training.label_maps import load_label_maps
+        from bids_app.training.loop import Trainer
+
+        return load_label_maps, Trainer
+    if name == 'registration':
+        from bids_app.training.heads import load_heads
+        from bids_app.training.registration import RegistrationTrainer
+
+        return load_heads, RegistrationTrainer
+    raise UsageError(f'the recipe has an unknown task "{name}": segmentation or registration')
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,11 +69,11 @@ def learning_rate_factor(step: int, steps: int, warmup: int, decay: float) -> fl
 class _Endless(IterableDataset):
     """The samples of a sampler, a sequence of its own for every worker process."""
 
-    def __init__(self, make: Callable[[int], Sampler], seed: int) -> None:
+    def __init__(self, make: Callable[[int], Any], seed: int) -> None:
         self.make = make
         self.seed = seed
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         if worker is not None:
             torch.set_num_threads(1)
@@ -93,6 +94,9 @@ def _batch(samples: list[Sample], device: torch.device) -> tuple[torch.Tensor | 
 
 class Trainer:
     """Trains one stage of a recipe in a folder of its own.
+
+    This class trains segmentation; what differs for other tasks is in ``_sampler``, ``_loss``
+    and ``_make_validator``.
 
     Parameters
     ----------
@@ -120,8 +124,8 @@ class Trainer:
     def __init__(
         self,
         stage: StageRecipe,
-        maps: LabelMaps,
-        validation_maps: LabelMaps,
+        maps: Any,
+        validation_maps: Any,
         folder: Path,
         *,
         seed: int = 0,
@@ -148,7 +152,7 @@ class Trainer:
         self.best = -math.inf
         self._resume()
         self.maps, self.seed, self.workers = maps, seed, workers
-        self.validator = validator or self._synthetic_validator(validation_maps)
+        self.validator = validator or self._make_validator(validation_maps)
 
     def _resume(self) -> None:
         path = self.folder / 'checkpoint.pt'
@@ -166,11 +170,15 @@ class Trainer:
         torch.save(content, temporary)
         os.replace(temporary, self.folder / name)
 
-    def _samples(self, late: bool) -> Iterator[Sample]:
+    def _sampler(self, seed: int, late: bool) -> Any:
+        """Return what draws the samples; its ``draw()`` gives one."""
+        return make_sampler(self.stage, self.maps, seed, self.coarse, late)
+
+    def _samples(self, late: bool) -> Iterator[Any]:
         """Return an endless sequence; a resumed run does not see the first samples again."""
         loader = DataLoader(
             _Endless(
-                lambda number: make_sampler(self.stage, self.maps, number, self.coarse, late),
+                lambda number: self._sampler(number, late),
                 self.seed + 1_000_003 * (self.step + 1),
             ),
             batch_size=None,
@@ -244,13 +252,17 @@ class Trainer:
             self.validate()
         return self.folder / 'best.pt'
 
-    def _train_step(self, samples: Iterator[Sample]) -> dict[str, float]:
-        drawn = [next(samples) for _ in range(self.stage.batch)]
+    def _loss(self, drawn: list[Any]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the loss of some samples, and its parts for the log."""
         image, context, target, side = _batch(drawn, self.device)
-        self.network.train()
         with torch.autocast(self.device.type, torch.bfloat16):
             logits = self.network(image, context)
-        loss, parts = segmentation_loss(logits, target, side)
+        return segmentation_loss(logits, target, side)
+
+    def _train_step(self, samples: Iterator[Any]) -> dict[str, float]:
+        drawn = [next(samples) for _ in range(self.stage.batch)]
+        self.network.train()
+        loss, parts = self._loss(drawn)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
@@ -271,7 +283,7 @@ class Trainer:
             self.best = scores['score']
             self._save('best.pt', {'network': self.average.state_dict(), 'step': self.step})
 
-    def _synthetic_validator(self, maps: LabelMaps, count: int = 6) -> Validator:
+    def _make_validator(self, maps: Any, count: int = 6) -> Validator:
         sampler = make_sampler(self.stage, maps, 12345, self.coarse)
         samples = [sampler.draw() for _ in range(count)]
 
