@@ -79,6 +79,10 @@ def _facts_of(record: SessionRecord) -> Iterator[tuple[str, str]]:
     yield 'Modules', ', '.join(state.modules)
     for name, value in sorted(state.options.items()):
         yield f'Option {name}', _words(value)
+    for space in report.get('normalisation') or ():
+        if isinstance(space, dict):
+            how = [_words(space[name]) for name in ('method', 'res') if space.get(name)]
+            yield f'Registration to {space.get("space")}', ', '.join(how) or 'unknown'
     yield 'Warnings', '; '.join(map(str, report.get('warnings') or ())) or 'none'
     for name in ('device', 'precision', 'fallback'):
         yield name.capitalize(), _words(run.get(name) or 'none')

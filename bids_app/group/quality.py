@@ -25,8 +25,9 @@ Z_START, Z_LOOK, Z_DOUBT, Z_FULL = 2.5, 3.5, 5.0, 7.5
 LOOK_BELOW, DOUBT_BELOW = 80.0, 50.0
 """Scores below which a session is rated ``look`` and ``doubtful``."""
 
-CHECK_SEVERITY = {'warn': 0.2, 'fail': 0.5}
-"""What a warning or failure of the participant level costs: as much as a z of 3.5 or 5."""
+CHECK_SEVERITY = {'warn': 0.25, 'fail': 0.6}
+"""What a warning or failure of the participant level costs: enough for ``look`` or ``doubtful``, as
+its own traffic light says."""
 
 HIGHER, LOWER, MIDDLE = 1, -1, 0
 """Which values of a measure are good: high ones, low ones, those like the others."""

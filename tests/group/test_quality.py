@@ -106,5 +106,7 @@ def test_verdict_of_the_participant_level_costs():
     assert check_findings('ok', []) == []
     assert check_findings('n/a', []) == []
     worst, other = check_findings('fail', ['a', 'b'])
-    assert (worst.severity, other.severity) == (0.5, 0.2)
+    assert (worst.severity, other.severity) == (0.6, 0.25)
     assert check_findings('warn', [])[0].reason == 'quality check: warn'
+    assert rate(check_findings('warn', ['a'])).rating == 'look'
+    assert rate(check_findings('fail', ['a'])).rating == 'doubtful'

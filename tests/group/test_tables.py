@@ -117,7 +117,7 @@ def test_few_sessions_are_not_compared(out, add_session, count):
         add_session(f'{number}', verdict=verdict)
     (_, _, quality), assessment = tables(out)
     assert 'from 5 finished ones' in assessment.notes[0]
-    assert float(quality[0]['qc_score']) == 50
+    assert float(quality[0]['qc_score']) == 40
     assert quality[0]['qc_findings'].startswith('SNR total is 1')
     assert all(row['qc_score'] == '100.0' for row in quality[1:])
 
@@ -137,6 +137,6 @@ def test_maps_count_for_the_score(out, add_session):
     assert 'Mean correlation of the grey matter map 0.2' in quality[3]['qc_findings']
     assert 'Mahalanobis' in quality[5]['qc_findings']
     assert quality[7]['qc_findings'] == 'map is broken'
-    assert quality[7]['qc_score'] == '80.0'
+    assert quality[7]['qc_score'] == '75.0'
     assert quality[3]['mean_correlation'] == '0.2'
     assert 'a note' in assessment.notes
