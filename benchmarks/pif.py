@@ -181,8 +181,10 @@ def table(path: Path) -> None:
 
             def mean(key: str, factor: float = 1, digits: int = 1, some: list = some) -> str:
                 values = [row[key] * factor for row in some]
-                spread = statistics.stdev(values) if len(values) > 1 else float('nan')
-                return f'{statistics.fmean(values):.{digits}f} ± {spread:.{digits}f}'
+                shown = f'{statistics.fmean(values):.{digits}f}'
+                if len(values) > 1:
+                    shown += f' ± {statistics.stdev(values):.{digits}f}'
+                return shown
 
             epochs = '-' if name == 'linear' else mean('epochs')
             print(
