@@ -158,7 +158,9 @@ class _Level:
         # Centred and scaled to about one, so that the normal equations are well conditioned.
         self.middle = points.mean(dim=1)
         self.scale = float(points.std())
-        local = torch.cat([(points - self.middle[:, None]) / self.scale, torch.ones(1, points.shape[1])])
+        local = torch.cat(
+            [(points - self.middle[:, None]) / self.scale, torch.ones(1, points.shape[1])]
+        )
         columns = []
         for axis, gradient in enumerate(gradients):
             slope = gradient.flatten(1)[:, self.where] / float(self.grid_affine[axis, axis])

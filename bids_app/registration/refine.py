@@ -121,7 +121,9 @@ def refine(
             moved_x = warp(x, exponential(vx, _SQUARINGS), 'zeros')
             moved_y = warp(y, exponential(vy, _SQUARINGS), 'zeros')
             difference = (moved_x - moved_y)[0]
-            common = [0.5 * (a + b) for a, b in zip(_gradient(moved_x), _gradient(moved_y), strict=True)]
+            common = [
+                0.5 * (a + b) for a, b in zip(_gradient(moved_x), _gradient(moved_y), strict=True)
+            ]
             step = smooth(_update(common, difference, weight), level.update_smoothing)
             vx = window * smooth(vx + step, level.field_smoothing)
             vy = window * smooth(vy - step, level.field_smoothing)

@@ -76,8 +76,9 @@ def predict_velocities(
         In voxels of their grid, zero at its border; on the CPU.
     """
     given = torch.cat([scan[:, :2], template[:, :2]], dim=1).to(device)
-    with torch.inference_mode(), torch.autocast(
-        torch.device(device).type, torch.bfloat16, enabled=precision == 'bfloat16'
+    with (
+        torch.inference_mode(),
+        torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == 'bfloat16'),
     ):
         found = network.to(device)(given).float().cpu()
     shape = tuple(found.shape[2:])
@@ -290,7 +291,9 @@ def normalise_files(
     except torch.OutOfMemoryError:
         fallback, device = 'registration network on the CPU: the GPU was out of memory', 'cpu'
         found = normalise(scan, fixed, device=device, precision=used, **options)
-    found.measures['dice_csf'] = _csf_overlap(tissues['csf'], image.affine, fixed_tissues[2], found)
+    found.measures['dice_csf'] = _csf_overlap(
+        tissues['csf'], image.affine, fixed_tissues[2], found
+    )
     found.save(out_file)
     return {
         'measures': found.measures,

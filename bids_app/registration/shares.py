@@ -85,9 +85,7 @@ def structure_centres(labels: np.ndarray, affine: np.ndarray) -> dict[int, np.nd
     return centres
 
 
-def scan_shares(
-    gm: np.ndarray, wm: np.ndarray, labels: np.ndarray, affine: np.ndarray
-) -> Shares:
+def scan_shares(gm: np.ndarray, wm: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> Shares:
     """Describe a segmented scan on a grid of 1.5 mm along its own axes, cut to its brain.
 
     Parameters
@@ -133,9 +131,7 @@ def scan_shares(
     return Shares(np.clip(data, 0, 1), grid, structure_centres(labels, affine))
 
 
-def template_shares(
-    tissues: np.ndarray, labels: np.ndarray, affine: np.ndarray
-) -> Shares:
+def template_shares(tissues: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> Shares:
     """Describe a template whose maps are on the registration grid.
 
     Parameters

@@ -107,10 +107,7 @@ def find_files(folders: list[Path], patterns: str | list[str]) -> list[Path]:
     """Return the files of some folders that match any of the patterns, in a fixed order."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return [
-        file
-        for pattern in patterns
-        for folder in folders
-        for file in sorted(folder.glob(pattern))
+        file for pattern in patterns for folder in folders for file in sorted(folder.glob(pattern))
     ]
 
 

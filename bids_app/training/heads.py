@@ -82,12 +82,9 @@ def read_shares(path: Path) -> Shares:
     labels = np.asarray(image.dataobj).astype(np.int16)
     try:
         if path.name.endswith(DERIVATIVE):
-            gm, wm = (
-                nib.load(
-                    path.with_name(path.name.replace(DERIVATIVE, f'_label-{tissue}_probseg.nii.gz'))
-                ).get_fdata(dtype=np.float32)
-                for tissue in ('GM', 'WM')
-            )
+            stem = path.name.removesuffix(DERIVATIVE)
+            files = [path.with_name(f'{stem}_label-{t}_probseg.nii.gz') for t in ('GM', 'WM')]
+            gm, wm = (nib.load(file).get_fdata(dtype=np.float32) for file in files)
         else:
             gm, wm, labels = tissues_of(labels)
         return scan_shares(gm, wm, labels, image.affine)

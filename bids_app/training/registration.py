@@ -188,7 +188,9 @@ class RegistrationTrainer(Trainer):
                     total = (warped + template).sum((0, 2, 3, 4))
                     folded = float((jacobian(flow) <= 0).float().mean())
                 scores.append(((2 * both / total).tolist(), folded))
-            channels = [sum(s[0][c] for s in scores) / len(scores) for c in range(len(scores[0][0]))]
+            channels = [
+                sum(s[0][c] for s in scores) / len(scores) for c in range(len(scores[0][0]))
+            ]
             return {
                 'score': sum(channels) / len(channels),
                 'dice': [round(value, 4) for value in channels],

@@ -28,7 +28,9 @@ def phantom(affine, shape, warp=lambda points: points):
         shell = (((points - [[0], [-15], [15]]) / [[64], [82], [62]]) ** 2).sum(axis=0) < 1
         labels[shell & (points[0] * side > 0)] = value
     for value, (centre, radii) in PARTS.items():
-        inside = (((points - np.reshape(centre, (3, 1))) / np.reshape(radii, (3, 1))) ** 2).sum(axis=0) < 1
+        inside = (((points - np.reshape(centre, (3, 1))) / np.reshape(radii, (3, 1))) ** 2).sum(
+            axis=0
+        ) < 1
         labels[inside] = value
     return labels.reshape(shape)
 

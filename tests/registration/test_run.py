@@ -77,13 +77,15 @@ def files(tmp_path, template, bent_head):
     wm = np.isin(labels, (2, 41, 16))
     csf = np.isin(labels, (4, 43, 14))
     maps = {'gm': (labels > 0) & ~wm & ~csf, 'wm': wm, 'csf': csf, 'mask': labels > 0}
-    paths = {name: write(tmp_path / f'{name}.nii', m, SCAN, np.float32) for name, m in maps.items()}
+    paths = {
+        name: write(tmp_path / f'{name}.nii', m, SCAN, np.float32) for name, m in maps.items()
+    }
     paths['labels'] = write(tmp_path / 'labels.nii', labels, SCAN, np.uint8)
     tissues = np.stack([template.data[0], template.data[1], 0 * template.data[0]], axis=-1) * 255
     fixed = Template(
         'T', tmp_path / 'none.nii', None,
         write(tmp_path / 'tissues.nii', tissues.round(), template.affine, np.uint8),
-        write(tmp_path / 'fixed.nii', np.zeros(template.data.shape[1:]), template.affine, np.uint8),
+        write(tmp_path / 'fixed.nii', 0 * tissues[..., 0], template.affine, np.uint8),
     )  # fmt: skip
     return {**paths, 'template': fixed, 'out_file': tmp_path / 'out.npz'}
 
