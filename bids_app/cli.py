@@ -123,7 +123,7 @@ def run(config: RunConfig) -> int:
         return 0
     if not config.skip_bids_validation:
         check_description(config.bids_dir)
-    if 'vbm' in config.modules:
+    if 'vbm' in config.modules and not config.reports_only:
         _check_template_space(config)
     from bids_app.bids.inputs import collect_sessions
     from bids_app.bids.precomputed import add_precomputed

@@ -202,7 +202,7 @@ class Progress:
         elapsed = clock_time(now - (scan.started or now))
         count = f'{min(len(scan.done) + 1, len(scan.steps))}/{len(scan.steps)}'
         return (
-            f'{scan.label}  [{bar}] {count} {step:<8} '
+            f'{scan.label}  [{bar}] {count:>5} {step:<11} '
             f'{elapsed} elapsed, about {clock_time(left)} left'
         )
 
