@@ -11,11 +11,11 @@
   let ink = {};
   const readColors = () => {
     const style = getComputedStyle(document.documentElement);
-    for (const name of ['ink', 'soft', 'line', 'bar', 'warn', 'fail', 'accent', 'panel', 'none']) {
+    for (const name of ['ink', 'soft', 'line', 'dot', 'warn', 'fail', 'accent', 'panel', 'none']) {
       ink[name] = style.getPropertyValue('--' + name).trim();
     }
   };
-  const stateColor = (i) => ({ look: ink.warn, doubtful: ink.fail })[data.states[i]] || ink.bar;
+  const stateColor = (i) => ({ look: ink.warn, doubtful: ink.fail })[data.states[i]] || ink.dot;
   const format = (value) => {
     if (value === null || value === undefined) return '–';
     const size = Math.abs(value);
@@ -333,7 +333,7 @@
         : Math.max(STATES.indexOf(data.states[i]), 0));
       const paintOf = (l) => (colored
         ? (l === colored.levels.length ? ink.none : COLORS[l % COLORS.length])
-        : [ink.bar, ink.warn, ink.fail][l]);
+        : [ink.dot, ink.warn, ink.fail][l]);
       return { ys, label, kind, xs, xLabel, colored, levels, level, paintOf };
     };
     const paint = (context, width, height) => {
