@@ -37,7 +37,7 @@ class ModelCard:
         For every network: ``network``, ``arguments``, ``spacing`` (mm), and ``shape`` (voxels) of
         the training samples.
     classes : list of str
-        What the networks predict, in order.
+        What segmentation networks predict, in order; empty for other tasks.
     content : dict
         The whole card.
     """
@@ -117,7 +117,7 @@ def load_card(folder: Path) -> ModelCard:
             content['licence'],
             content['sha256'],
             content['stages'],
-            content['classes'],
+            content.get('classes', []),
             content,
         )
     except OSError as error:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,8 +53,7 @@ def export_model(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
         'description': recipe.description,
         'licence': recipe.licence,
         'sha256': digest,
-        'classes': list(CLASSES),
-        'outputs': 'logits of the classes, then the logit of "right side"',
+        **_outputs(recipe.data.get('task', 'segmentation')),
         'stages': {
             name: {
                 'network': stage.network,
@@ -77,6 +77,16 @@ def export_model(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
     return path
 
 
+def _outputs(task: str) -> dict[str, Any]:
+    """What the networks of a task predict; other tasks say so in their recipes."""
+    if task != 'segmentation':
+        return {}
+    return {
+        'classes': list(CLASSES),
+        'outputs': 'logits of the classes, then the logit of "right side"',
+    }
+
+
 def plot_curve(recipe: Recipe, checkpoints: Path, out_file: Path) -> None:
     """Draw loss and validation Dice of every stage over the steps, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -86,18 +96,20 @@ def plot_curve(recipe: Recipe, checkpoints: Path, out_file: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(recipe.stages), squeeze=False)[0]
     for axis, name in zip(axes, recipe.stages, strict=True):
-        entries = [
-            json.loads(line)
-            for line in (checkpoints / name / 'log.jsonl').read_text('utf-8').splitlines()
-        ]
+        log = checkpoints / name / 'log.jsonl'
+        if not log.exists():  # weights that were taken over from an earlier training
+            axis.set(title=f'{name}: no log', xticks=[], yticks=[])
+            continue
+        entries = [json.loads(line) for line in log.read_text('utf-8').splitlines()]
         losses = [(entry['step'], entry['loss']) for entry in entries if 'loss' in entry]
         scores = [(e['step'], e['validation']['score']) for e in entries if 'validation' in e]
         if losses:
             axis.plot(*zip(*losses, strict=True), color='tab:blue', label='loss (running mean)')
-        axis.plot(
-            *zip(*scores, strict=True), color='tab:orange', marker='o', label='validation Dice'
-        )
-        axis.set(title=f'{name}: synthetic images', xlabel='step', ylim=(0, 2))
+        if scores:
+            axis.plot(
+                *zip(*scores, strict=True), color='tab:orange', marker='o', label='validation Dice'
+            )
+        axis.set(title=name, xlabel='step', ylim=(0, 2))
         axis.grid(alpha=0.3)
         axis.legend()
     temporary = out_file.with_name(f'.{os.getpid()}.{out_file.name}')
