@@ -87,7 +87,7 @@ def read_atlas(text: str | Path) -> Atlas:
         )
     values = sorted({*named, *present})
     names = {value: named.get(value, f'region-{value}') for value in values}
-    return Atlas(_entity_label(image), image, names)
+    return Atlas(atlas_label(image), image, names)
 
 
 def read_atlases(texts: Sequence[str | Path]) -> tuple[Atlas, ...]:
@@ -227,7 +227,7 @@ def _split(text: str) -> tuple[Path, Path | None]:
     return image, table
 
 
-def _entity_label(path: Path) -> str:
+def atlas_label(path: Path) -> str:
     """Return a name of letters and digits: that of the entities atlas and desc, or the file's."""
     stem = re.sub(r'\.nii(\.gz)?$', '', path.name)
     entities = dict(part.split('-', 1) for part in stem.split('_') if '-' in part)

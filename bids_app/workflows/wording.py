@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bids_app import __version__
@@ -26,6 +25,7 @@ def run_methods(
     precomputed : sequence of str
         What was taken from other pipelines, in words.
     """
+    from bids_app.morphometry.regions import atlas_label
     from bids_app.reports.methods import methods_text
 
     spaces = output_spaces(config.output_spaces, config.voxel_size)
@@ -40,10 +40,6 @@ def run_methods(
         spaces=[space.space for space in spaces],
         voxel_sizes=sizes,
         fwhm=config.smooth_fwhm,
-        atlases=[_plain_name(atlas_parts(text)[0]) for text in config.atlas],
+        atlases=[atlas_label(atlas_parts(text)[0]) for text in config.atlas],
         precomputed=precomputed,
     )
-
-
-def _plain_name(path: Path) -> str:
-    return path.name.removesuffix('.gz').removesuffix('.nii')
