@@ -60,29 +60,6 @@ def probability_volumes(probabilities: np.ndarray, affine: np.ndarray) -> np.nda
     return np.array(sums) * voxel_volume(affine)
 
 
-def label_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the mean probability of every class over the voxels labelled with it.
-
-    Parameters
-    ----------
-    probabilities : ndarray, shape (class, x, y, z)
-        Values between 0 and 1.
-    labels : ndarray of int, shape (x, y, z)
-        Class numbers 0, 1, ... as in the first axis of `probabilities`.
-
-    Returns
-    -------
-    ndarray of float64, shape (class,)
-        NaN for classes without a voxel.
-    """
-    means = np.full(len(probabilities), np.nan)
-    for number, channel in enumerate(probabilities):
-        own = labels == number
-        if own.any():
-            means[number] = float(channel[own].mean(dtype=np.float64))
-    return means
-
-
 def asymmetry_index(left: float, right: float) -> float:
     """Return the difference of the sides in percent of their mean.
 

@@ -14,7 +14,6 @@ from bids_app.morphometry.volumes import (
     STRUCTURE_COLUMNS,
     TISSUE_COLUMNS,
     asymmetry_index,
-    label_probabilities,
     probability_volumes,
     structure_table,
     tissue_table,
@@ -50,14 +49,6 @@ def test_voxel_volume_of_rotated_and_sheared_axes():
     assert voxel_volume(turn @ affine) == pytest.approx(3)
     affine[0, 1] = 1.0
     assert voxel_volume(affine) == pytest.approx(3)
-
-
-def test_label_probabilities():
-    probabilities = np.array([[0.6, 0.2, 0.1], [0.4, 0.8, 0.9], [0.0, 0.0, 0.0]])
-    probabilities = probabilities.reshape(3, 3, 1, 1)
-    means = label_probabilities(probabilities, probabilities.argmax(axis=0))
-    np.testing.assert_allclose(means[:2], [0.6, 0.85])
-    assert np.isnan(means[2])
 
 
 def test_asymmetry():
