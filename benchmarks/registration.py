@@ -18,6 +18,7 @@ import argparse
 import itertools
 import json
 import resource
+import tempfile
 import time
 from pathlib import Path
 
@@ -133,7 +134,10 @@ def syn(
         spacing=[1.0, 1.0, 1.0],
         direction=np.diag([-1.0, -1.0, 1.0]),
     )
-    image = ants.from_nibabel(nib.Nifti1Image(labels[0], labels[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = f'{folder}/labels.nii'
+        nib.Nifti1Image(labels[0], labels[1]).to_filename(path)
+        image = ants.image_read(path)
     warped = ants.apply_transforms(
         grid, image, found['fwdtransforms'], interpolator='nearestNeighbor'
     )
