@@ -245,7 +245,7 @@ def _converted(given: dict[str, Any]) -> dict[str, Any]:
     for name in ('participant_label', 'session_label'):
         if name in values:
             values[name] = tuple(dict.fromkeys(sum(values[name], [])))
-    for name in ('modules', 'debug', 'contrasts', 'output_spaces', 'atlas'):
+    for name in ('modules', 'debug', 'contrasts', 'output_spaces', 'atlas', 'classifier'):
         if name in values:
             values[name] = tuple(values[name])
     if 'smooth_fwhm' in values:
@@ -308,6 +308,7 @@ def _checked(values: dict[str, Any]) -> RunConfig:
     _check_derivatives(values)
     values.setdefault('nprocs', default_nprocs())
     values.setdefault('omp_nthreads', min(values['nprocs'], 8))
+    _check_classifiers(values)
     return RunConfig(**values)
 
 
@@ -378,6 +379,24 @@ def _check_vbm(values: dict[str, Any]) -> None:
     values['smooth_fwhm'] = tuple(sorted(set(values.get('smooth_fwhm', RunConfig.smooth_fwhm))))
     if 'atlas' in values:
         values['atlas'] = tuple(absolute_atlas(text) for text in values['atlas'])
+
+
+def _check_classifiers(values: dict[str, Any]) -> None:
+    """Check that classifiers can be used and that the run makes their maps."""
+    if not values.get('classifier') or values['analysis_level'] != 'participant':
+        return
+    limit_threads(values['omp_nthreads'])  # what follows loads numpy
+    from bids_app.bids.spaces import output_spaces
+    from bids_app.inference.classifier_choice import choose_classifiers
+
+    spaces = values.get('output_spaces', RunConfig.output_spaces)
+    values['classifier'] = choose_classifiers(
+        values['classifier'],
+        values.get('models_dir'),
+        modules=values['modules'],
+        spaces=output_spaces(spaces, values.get('voxel_size', RunConfig.voxel_size)),
+        smooth_fwhm=values['smooth_fwhm'],
+    )
 
 
 def _check_derivatives(values: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ class RunConfig:
     ``mem_gb`` is in gigabytes, ``None`` leaves the limit to the machine.
     ``smooth_fwhm`` and ``voxel_size`` are in millimetres. ``derivatives`` are folders of other
     pipelines by the names they get here, ``atlas`` holds files in template space, each with its
-    table of labels after a colon.
+    table of labels after a colon. ``classifier`` holds the folders of trained classifiers.
     ``bids_filters`` is kept as the JSON file wrote it (``None`` and ``'*'`` stand for pybids'
     ``Query.NONE`` and ``Query.ANY``), so that it can be written to TOML again.
     ``model`` is the segmentation model, ``formula`` the design of the group level; the command
@@ -66,6 +66,7 @@ class RunConfig:
     voxel_size: float = 1.5
     smooth_fwhm: tuple[float, ...] = (6.0, 8.0)
     atlas: tuple[str, ...] = ()
+    classifier: tuple[str, ...] = ()
 
     work_dir: Path = Path('work')
     clean_workdir: bool = False
@@ -186,7 +187,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
     'workflow': (
         'subject_anatomical_reference', 'modules', 'model', 'models_dir', 'device', 'precision',
         'random_seed', 'sloppy', 'registration', 'output_spaces', 'voxel_size', 'smooth_fwhm',
-        'atlas',
+        'atlas', 'classifier',
     ),
     'nipype': (
         'nprocs', 'omp_nthreads', 'mem_gb', 'low_mem', 'gpu_slots', 'use_plugin',

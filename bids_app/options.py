@@ -14,7 +14,7 @@ from bids_app.config import MODULES
 from bids_app.errors import UsageError
 from bids_app.group.options import add_group_options
 
-LATER_MODULES = ('synth', 'classify')
+LATER_MODULES = ('synth',)
 REFERENCES = ('sessionwise', 'first-lex')
 PRECISIONS = ('auto', 'float32', 'bfloat16')
 REGISTRATIONS = ('network', 'refined', 'ants')
@@ -223,6 +223,12 @@ def _add_vbm_options(parser: Parser) -> None:
         '--atlas', nargs='+', action='extend', metavar='FILE[:LABELS]',
         help='label images in template space (.nii or .nii.gz) with their tables (.tsv with the '
         'columns index and name): tissue volumes of every region are written',
+    )  # fmt: skip
+    group.add_argument(
+        '--classifier', nargs='+', action='extend', metavar='MODEL',
+        help='apply classifiers that "group --classify" has trained: their folders '
+        '(OUTPUT_DIR/group/classify_*/models/NAME), or names in --models-dir. For research, not '
+        'for clinical use',
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -99,7 +100,13 @@ GROUP = {
     '--contrast', '--map', '--n-permutations', '--no-tfce', '--mask-threshold',
     '--repeated-sessions', '--classify', '--force',
 }  # fmt: skip
-WITH_FILE = {'--bids-filter-file', '--use-plugin', '--nipype-plugin-file', '--config-file'}
+WITH_FILE = {
+    '--classifier',
+    '--bids-filter-file',
+    '--use-plugin',
+    '--nipype-plugin-file',
+    '--config-file',
+}
 LATER = {'--resource-monitor', '--write-graph', '--lesion-mask', '--batch'}
 
 
@@ -125,7 +132,7 @@ def test_options_of_later_releases_say_so(raw, option):
 @pytest.mark.parametrize(
     'options',
     [
-        ('--modules', 'mask', 'synth'), ('--modules', 'classify'),
+        ('--modules', 'mask', 'synth'),
         ('--subject-anatomical-reference', 'unbiased'),
     ],
 )  # fmt: skip
@@ -194,6 +201,10 @@ def test_memory_has_units(raw, options, memory):
     ('options', 'message'),
     [
         (('--modules', 'spine'), 'no module "spine"'),
+        (('--modules', 'classify'), 'no module "classify"'),
+        (('--classifier', './missing'), 'missing has no card.json'),
+        (('--classifier', 'missing'), "no model 'missing'"),
+        (('--classifier', 'brain'), 'not a classifier'),
         (('--device', 'gpu'), 'cuda:N'),
         (('--nprocs', '0'), 'above 0'),
         (('--mem', 'much'), 'amount of memory'),
@@ -257,6 +268,86 @@ def test_output_cannot_replace_itself(raw, tmp_path):
     (tmp_path / 'out').mkdir()
     with pytest.raises(UsageError, match='cannot replace'):
         cli.parse([str(raw), 'out', 'participant', '-d', 'own=out'])
+
+
+def write_classifier(folder: Path, name: str = 'sexlinear', **changes) -> Path:
+    """Write a model folder whose networks are never built."""
+    from bids_app.images.templates import target_grid
+    from bids_app.inference.classifier import InputGrid
+
+    shape, affine = target_grid(1.5)
+    grid = InputGrid(
+        'vbm_gm', 'MNI152NLin2009aSym', '1p5', 6.0, shape, tuple(map(tuple, affine.tolist())),
+        (2, 2, 2), ((0, 40), (0, 50), (0, 40)),
+    )  # fmt: skip
+    weights = b'weights'
+    card = {
+        'name': name, 'version': '1', 'description': '', 'licence': '', 'classes': ['F', 'M'],
+        'sha256': hashlib.sha256(weights).hexdigest(), 'stages': {}, 'target': {'column': 'sex'},
+        'input': {**grid.as_card(), **changes},
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'card.json').write_text(json.dumps(card))
+    (folder / 'weights.safetensors').write_bytes(weights)
+    return folder
+
+
+def test_classifiers_are_folders_or_names(raw, tmp_path):
+    folder = write_classifier(tmp_path / 'models' / 'sexlinear')
+    for options in (
+        ['models/sexlinear'], [str(folder)], ['sexlinear', '--models-dir', 'models'],
+        ['models/sexlinear', '--classifier', str(folder)],
+    ):  # fmt: skip
+        config = parse(raw, '--classifier', *options)
+        assert config.classifier == (str(folder),)
+    assert RunConfig.from_toml(config.to_toml()) == config
+
+
+@pytest.mark.parametrize(
+    ('changes', 'options', 'message'),
+    [
+        ({}, ['--modules', 'tissue'], 'needs the module vbm'),
+        ({}, ['--output-spaces', 'T1w'], 'add it to --modules, and the template MNI152NLin2009aS'),
+        ({}, ['--smooth-fwhm', '8'], 'does not make: add 6 to --smooth-fwhm$'),
+        ({}, ['--voxel-size', '2'], 'add MNI152NLin2009aSym:res-1p5 to --output-spaces$'),
+        ({'space': 'MNIPediatricAsym+3', 'fwhm': 4.0}, [],
+         'add MNIPediatricAsym:cohort-3:res-1p5 to --output-spaces and add 4 to --smooth-fwhm$'),
+        ({'shape': [100, 140, 100]}, [], 'another field of view'),
+        ({'kind': ''}, [], 'does not say which maps'),
+        ({'factor': None}, [], 'not a classifier'),
+    ],
+)  # fmt: skip
+def test_a_classifier_needs_its_map(raw, tmp_path, changes, options, message):
+    write_classifier(tmp_path / 'c', **changes)
+    with pytest.raises(UsageError, match=message) as caught:
+        parse(raw, '--classifier', './c', *options)
+    assert '\n' not in str(caught.value)
+
+
+def test_unsmoothed_maps_need_no_kernel(raw, tmp_path):
+    folder = write_classifier(tmp_path / 'c', fwhm=0)
+    assert parse(raw, '--classifier', './c', '--smooth-fwhm', '0').classifier == (str(folder),)
+
+
+def test_classifiers_that_are_not_whole_or_not_apart(raw, tmp_path):
+    folder = write_classifier(tmp_path / 'a')
+    write_classifier(tmp_path / 'b')
+    with pytest.raises(UsageError, match='the same name "sexlinear"'):
+        parse(raw, '--classifier', './a', './b')
+    write_classifier(tmp_path / 'b', name='sex_linear')
+    with pytest.raises(UsageError, match='cannot be part of a file name'):
+        parse(raw, '--classifier', './b')
+    (folder / 'weights.safetensors').write_bytes(b'others')
+    with pytest.raises(UsageError, match='SHA-256 differs'):
+        parse(raw, '--classifier', './a')
+    (folder / 'weights.safetensors').unlink()
+    with pytest.raises(UsageError, match='a has no weights.safetensors'):
+        parse(raw, '--classifier', './a')
+
+
+def test_classifiers_are_applied_at_the_participant_level(raw):
+    with pytest.raises(UsageError, match='belongs to the participant level'):
+        cli.parse([str(raw), 'out', 'group', '--classifier', 'x'])
 
 
 def test_atlases_are_found_from_any_folder(raw, tmp_path):

@@ -25,6 +25,7 @@ FULL = RunConfig(
     voxel_size=2.0,
     smooth_fwhm=(7.5,),
     atlas=('/a.nii:/a.tsv',),
+    classifier=('/models/sexpif',),
     mem_gb=7.5,
     use_plugin=Path('/plugin.yml'),
     debug=('workdir',),

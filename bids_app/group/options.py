@@ -95,6 +95,10 @@ def resolve_level(given: dict[str, Any], level: str | None) -> dict[str, Any]:
     """
     result = dict(given)
     if level == 'group':
+        if 'classifier' in result:
+            raise UsageError(
+                '--classifier belongs to the participant level; --classify COLUMN trains one'
+            )
         if 'model' in result:
             formula = result.pop('model')
             if '~' not in formula:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from bids_app.inference.models import ModelCard
+
 CAVEAT = 'not for clinical use'
 
 
@@ -57,6 +59,13 @@ class InputGrid:
     def key(self) -> str:
         """Key of the maps in ``bids/outputs.json``."""
         return f'{self.kind}_smooth' if self.fwhm else self.kind
+
+    @property
+    def words(self) -> str:
+        """Which maps these are, in words."""
+        return f'{self.kind}, space {self.space}, res {self.res}, ' + (
+            f'smoothed with {self.fwhm:g} mm' if self.fwhm else 'unsmoothed'
+        )
 
     @property
     def file_id(self) -> str:
@@ -232,6 +241,23 @@ class Classifier:
         return np.mean(values, axis=0), deviation
 
 
+def read_task(card: ModelCard, folder: Path) -> tuple[InputGrid, str]:
+    """Return what a classifier takes and the column that it predicts, from its card.
+
+    Raises
+    ------
+    ModelError
+        If it is the card of another kind of model.
+    """
+    try:
+        return InputGrid.from_card(card.content['input']), card.content['target']['column']
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f'{folder}: not a classifier (its card lacks {error}): '
+            'give a model folder that "group --classify" has written'
+        ) from error
+
+
 def load_classifier(folder: Path) -> Classifier:
     """Read a classifier.
 
@@ -249,14 +275,7 @@ def load_classifier(folder: Path) -> Classifier:
 
     folder = Path(folder)
     card = load_card(folder)
-    try:
-        grid = InputGrid.from_card(card.content['input'])
-        column = card.content['target']['column']
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f'{folder}: not a classifier (its card lacks {error}): '
-            'give a model folder that "group --classify" has written'
-        ) from error
+    grid, column = read_task(card, folder)
     return Classifier(
         card.name, card.version, column, tuple(card.classes), grid, load_networks(folder),
         card.stages, card.content,
@@ -323,17 +342,16 @@ def predict_files(maps: Mapping[str, Path], model_folder: Path) -> pd.DataFrame:
 
 
 def _map_for(grid: InputGrid, maps: Mapping[str, Path], model_folder: Path) -> Path:
-    wanted = f'{grid.kind}, space {grid.space}, res {grid.res}, ' + (
-        f'smoothed with {grid.fwhm:g} mm' if grid.fwhm else 'unsmoothed'
-    )
     path = maps.get(grid.file_id) or maps.get(grid.key)
     if path is None:
-        raise ModelError(f'{model_folder}: needs the map {wanted}, which this run did not make')
+        raise ModelError(
+            f'{model_folder}: needs the map {grid.words}, which this run did not make'
+        )
     name = Path(path).name
     smoothed = re.search(r'_desc-modulatedsmooth(\d+(?:p\d+)?)mm_', name)
     space = re.search(r'_space-([^_]+)_', name)
     if (smoothed and float(smoothed[1].replace('p', '.')) != grid.fwhm) or (
         space and grid.space and space[1] != grid.space
     ):
-        raise ModelError(f'{model_folder}: needs the map {wanted}, not {name}')
+        raise ModelError(f'{model_folder}: needs the map {grid.words}, not {name}')
     return Path(path)
