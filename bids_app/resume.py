@@ -221,8 +221,11 @@ def _change(
                 return f'option changed: {name} has {", ".join(new)} now'
         elif before != value:
             return f'option changed: {name} was {before}, is {value}'
-    if any(state.models.get(name) != checksum for name, checksum in models.items()):
-        return 'model changed'
+    for name, checksum in models.items():
+        if name not in state.models:
+            return f'model added: {name}'
+        if state.models[name] != checksum:
+            return f'model changed: {name}'
     if state.version != version:
         return f'made by AnatNet {state.version}'
     return None

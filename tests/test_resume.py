@@ -178,12 +178,25 @@ def test_model_of_a_module_that_is_not_asked_for_does_not_count(session):
     state.models = {'brain': 'abc', 'symnet': 'def'}
     assert verdict(config, state, scan)[0] == 'done'
     models = {'brain': 'abc', 'symnet': 'xyz'}
-    assert verdict(config, state, scan, models=models) == ('run', 'model changed')
+    assert verdict(config, state, scan, models=models) == ('run', 'model changed: symnet')
+
+
+def test_other_classifiers_run_and_fewer_are_there(session):
+    config, state, scan = session
+    one = {**MODELS, 'classifier sexpif': 'def'}
+    assert verdict(config, state, scan, models=one) == ('run', 'model added: classifier sexpif')
+    state.models = {**one, 'classifier agepif': 'ghi'}
+    assert verdict(config, state, scan, models=one)[0] == 'done'
+    assert verdict(config, state, scan)[0] == 'done'
+    again = {**one, 'classifier sexpif': 'xyz'}
+    assert verdict(config, state, scan, models=again) == (
+        'run', 'model changed: classifier sexpif',
+    )  # fmt: skip
 
 
 def test_changed_model_or_version_runs(session):
     config, state, scan = session
-    assert verdict(config, state, scan, models={'brain': 'def'}) == ('run', 'model changed')
+    assert verdict(config, state, scan, models={'brain': 'def'})[1] == 'model changed: brain'
     assert verdict(config, state, scan, version='2') == ('run', 'made by AnatNet 1')
 
 

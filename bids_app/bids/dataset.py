@@ -60,6 +60,7 @@ In template space, where the module `vbm` has run:
 - `space-*_res-*_label-{{GM,WM}}_desc-modulated_probseg`: modulated maps, and smoothed ones
 - `space-*_res-*_desc-jacobian_morph`: volume of the scan per volume of the template
 - `atlas-*_desc-regions_morph.tsv`: tissue volumes in the regions of atlases, mm^3
+- `desc-*_predictions.tsv`: what classifiers say of the scan; not for clinical use
 
 `sub-*.html` are the reports to look at first. Results are for research, not for clinical use.
 """

@@ -5,7 +5,8 @@
 extension and the fields of the sidecar that never change. No other module spells a file name.
 
 Files in template space exist once per space, voxel size and smoothing: the entities of their
-entries hold ``{space}``, ``{res}``, ``{fwhm}`` and ``{atlas}``, which :meth:`Outputs.path` fills.
+entries hold ``{space}``, ``{res}``, ``{fwhm}`` and ``{atlas}``, which :meth:`Outputs.path` fills;
+likewise ``{model}``, the classifier of a prediction.
 Where such a file must be named in one word, it is its :func:`file_id`.
 """
 
@@ -63,7 +64,8 @@ def file_id(key: str, **given: str | float) -> str:
     key : str
         Key of the table of derivatives.
     **given : str or float
-        ``space``, ``res`` (mm or label), ``fwhm`` (mm or label) and ``atlas``, as the entry asks.
+        ``space``, ``res`` (mm or label), ``fwhm`` (mm or label), ``atlas`` and ``model``, as the
+        entry asks.
 
     Returns
     -------

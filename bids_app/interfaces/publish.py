@@ -25,7 +25,7 @@ PUBLISHED = (
 
 STEPS = (
     'conform', 'mask', 'bias', 'segment', 'restore', 'precomputed', 'normalise', 'measure', 'warp',
-    'modulate', 'regions',
+    'modulate', 'predict', 'regions',
 )  # fmt: skip
 """Steps whose findings are gathered. Files in template space are listed in them, too."""
 

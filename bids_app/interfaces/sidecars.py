@@ -64,8 +64,8 @@ class Session:
     steps : mapping
         Findings of every step.
     models : mapping
-        For every model, by its role (``segmentation`` and ``registration``): ``name``,
-        ``version`` and ``sha256``.
+        For every model, by its role (``segmentation``, ``registration`` or that of a
+        classifier, :func:`classifier_role`): ``name``, ``version`` and ``sha256``.
     templates : mapping of str to str
         T1w image of every template, by the name of the space.
     """
@@ -95,11 +95,13 @@ def describe(identifier: str, session: Session) -> dict[str, Any]:
         Where it belongs.
     """
     key, labels = parse_file_id(identifier)
-    extra = _in_template_space(key, labels, session) if labels else _native(key, session)
-    columns = {
-        **session.steps.get('measure', {}).get('columns', {}),
-        **session.steps.get('regions', {}).get('columns', {}),
-    }
+    if key == 'predictions':
+        extra = _prediction(labels['model'], session)
+    else:
+        extra = _in_template_space(key, labels, session) if labels else _native(key, session)
+    columns: dict[str, Any] = {}
+    for step in ('measure', 'predict', 'regions'):
+        columns.update(session.steps.get(step, {}).get('columns', {}))
     return session.outputs.sidecar(identifier, **{**columns.get(identifier, {}), **extra})
 
 
@@ -184,6 +186,27 @@ def _in_template_space(key: str, labels: Mapping[str, str], session: Session) ->
     if space.partition('+')[0] not in STANDARD and space in session.templates:
         extra['SpatialReference'] = Path(session.templates[space]).absolute().as_uri()
     return extra
+
+
+def classifier_role(name: str) -> str:
+    """Return the role of a classifier among the models of a run."""
+    return f'classifier {name}'
+
+
+def _prediction(name: str, session: Session) -> dict[str, Any]:
+    """Describe what a classifier says: it runs on the CPU in float32."""
+    from bids_app.inference.classifier import CAVEAT
+
+    found = next(
+        one for one in session.steps['predict']['predictions'] if one['model'] == name
+    )  # fmt: skip
+    model = session.models.get(classifier_role(name), {})
+    return {
+        'Sources': [session.uri(found['map'])],
+        'Target': found['target'],
+        'Caveat': CAVEAT,
+        **_network(model, {'device': 'cpu', 'precision': 'float32'}),
+    }
 
 
 def _registration(space: str, found: Mapping[str, Any], session: Session) -> dict[str, Any]:

@@ -185,6 +185,55 @@ def modulate_files(
     return {'files': written, 'volumes': volumes}
 
 
+def prediction_files(
+    maps: Mapping[str, Path], classifiers: Sequence[Path], folder: Path, *, threads: int = 1
+) -> dict[str, Any]:
+    """Write what classifiers say of the maps of a scan, one table for each.
+
+    Parameters
+    ----------
+    maps : mapping of str to Path
+        Maps by their file id, all spaces together.
+    classifiers : sequence of Path
+        Model folders.
+    folder : Path
+        Gets the tables.
+    threads : int
+        CPU threads.
+
+    Returns
+    -------
+    dict
+        ``files``; ``columns`` of the classes by file id; ``predictions``, a list with ``model``,
+        ``target`` (column of ``participants.tsv``) and ``map`` (file id).
+
+    Raises
+    ------
+    ModelError
+        If a model cannot be used, or its map is missing or not one that it was trained on.
+    """
+    import torch
+
+    from bids_app.inference.classifier import predict_files, read_task
+    from bids_app.inference.models import load_card
+    from bids_app.morphometry.volumes import write_table
+
+    torch.set_num_threads(threads)
+    written, columns, described = {}, {}, []
+    for model in classifiers:
+        card = load_card(model)
+        grid, target = read_task(card, model)
+        identifier = file_id('predictions', model=card.name)
+        table = predict_files(maps, model)
+        written[identifier] = str(write_table(table, folder / f'{card.name}.tsv'))
+        columns[identifier] = {
+            f'probability_{name}': {'Description': f'Probability that {target} is {name}'}
+            for name in card.classes
+        }
+        described.append({'model': card.name, 'target': target, 'map': grid.file_id})
+    return {'files': written, 'columns': columns, 'predictions': described}
+
+
 def region_files(
     normalisation_file: Path, files: Mapping[str, Path], folder: Path, *, atlases: Sequence[str]
 ) -> dict[str, Any]:

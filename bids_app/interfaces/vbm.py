@@ -22,7 +22,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_app.interfaces.anat import Stopwatch, borrowed_gpu, write_info
+from bids_app.interfaces.anat import Stopwatch, borrowed_gpu, read_info, write_info
 
 
 class _NormaliseInputSpec(BaseInterfaceInputSpec):
@@ -169,6 +169,34 @@ class Modulate(SimpleInterface):
         self._results['info'] = write_info(
             runtime.cwd, watch, {'files': files, 'volumes': volumes}
         )
+        return runtime
+
+
+class _PredictInputSpec(BaseInterfaceInputSpec):
+    modulate_info = File(exists=True, mandatory=True, desc='files of Modulate, by their ids')
+    classifiers = traits.List(Str, mandatory=True, nohash=True, desc='folders of the models')
+    sha256 = traits.List(Str, mandatory=True, desc='checksums of the models')
+    threads = traits.Int(1, usedefault=True, nohash=True, desc='CPU threads')
+
+
+class PredictFromMaps(SimpleInterface):
+    """Apply classifiers to the modulated maps of a scan."""
+
+    input_spec = _PredictInputSpec
+    output_spec = _InfoOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from bids_app.interfaces.template_steps import prediction_files
+
+        watch = Stopwatch()
+        maps = read_info(self.inputs.modulate_info)['files']
+        found = prediction_files(
+            {name: Path(path) for name, path in maps.items()},
+            [Path(folder) for folder in self.inputs.classifiers],
+            Path(runtime.cwd),
+            threads=self.inputs.threads,
+        )
+        self._results['info'] = write_info(runtime.cwd, watch, found)
         return runtime
 
 

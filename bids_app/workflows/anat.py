@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 EXPECTED_SECONDS = {
     'conform': 2.0, 'mask': 5.0, 'bias': 5.0, 'segment': 20.0, 'restore': 1.0, 'precomputed': 3.0,
-    'normalise': 15.0, 'measure': 3.0, 'warp': 3.0, 'modulate': 3.0, 'regions': 2.0,
-    'publish': 6.0, 'report': 10.0,
+    'normalise': 15.0, 'measure': 3.0, 'warp': 3.0, 'modulate': 3.0, 'predict': 2.0,
+    'regions': 2.0, 'publish': 6.0, 'report': 10.0,
 }  # fmt: skip
 """Rough times on 2 CPU cores, until the first scan has been measured."""
 
@@ -95,8 +95,8 @@ def init_anat_wf(
         conform -> mask -> bias -> segment -> measure -> publish -> report, and for the module
         ``mask`` alone conform -> mask -> restore -> publish -> report. All of them pass files.
         Where other pipelines have made a mask or tissues, ``precomputed`` follows ``segment`` (or
-        ``restore``). In template space, normalise -> warp, modulate, regions lie between
-        ``segment`` and ``publish``.
+        ``restore``). In template space, normalise -> warp, modulate, predict, regions lie
+        between ``segment`` and ``publish``.
 
     Parameters
     ----------
@@ -109,8 +109,8 @@ def init_anat_wf(
     model : Path
         Folder of the segmentation model.
     models : mapping
-        ``name``, ``version`` and ``sha256`` of the models by their role, ``segmentation`` and
-        ``registration``; a changed checksum makes cached results invalid.
+        ``name``, ``version`` and ``sha256`` of the models by their role, ``segmentation``,
+        ``registration`` and those of classifiers; a changed checksum makes cached results invalid.
     modules : sequence of str
         ``mask``, ``tissue``, ``wholebrain``: which native outputs are written.
     vbm : VbmSettings, optional

@@ -15,6 +15,7 @@ from typing import Any
 from bids_app.bids.inputs import SessionRecord
 from bids_app.bids.outputs import Outputs
 from bids_app.config import RunConfig
+from bids_app.interfaces.sidecars import classifier_role
 from bids_app.resume import relative
 
 LOGGER = logging.getLogger('anatnet.workflow')
@@ -55,10 +56,14 @@ class ModelInUse:
 
 @dataclass(frozen=True)
 class ModelsInUse:
-    """The models of a run by their role; without ``vbm``, or with ANTs, none registers."""
+    """The models of a run by their role; without ``vbm``, or with ANTs, none registers.
+
+    ``classifiers`` are those that ``--classifier`` applies.
+    """
 
     segmentation: ModelInUse
     registration: ModelInUse | None = None
+    classifiers: tuple[ModelInUse, ...] = ()
 
     @classmethod
     def find(cls, config: RunConfig) -> ModelsInUse:
@@ -70,9 +75,13 @@ class ModelsInUse:
             If one is not there or broken.
         """
         segmentation = ModelInUse.find(config.model, config.models_dir)
-        if 'vbm' not in config.modules or config.registration == 'ants':
+        if 'vbm' not in config.modules:
             return cls(segmentation)
-        return cls(segmentation, ModelInUse.find(REGISTRATION_MODEL, config.models_dir))
+        registration = None
+        if config.registration != 'ants':
+            registration = ModelInUse.find(REGISTRATION_MODEL, config.models_dir)
+        classifiers = tuple(ModelInUse.find(folder) for folder in config.classifier)
+        return cls(segmentation, registration, classifiers)
 
     @property
     def by_role(self) -> dict[str, ModelInUse]:
@@ -80,12 +89,17 @@ class ModelsInUse:
         found = {'segmentation': self.segmentation}
         if self.registration is not None:
             found['registration'] = self.registration
-        return found
+        return {**found, **{classifier_role(model.name): model for model in self.classifiers}}
 
     @property
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of every model by its name."""
-        return {model.name: model.sha256 for model in self.by_role.values()}
+        """SHA-256 of every model by its name, of classifiers by their role."""
+        found = {
+            model.name: model.sha256
+            for model in (self.segmentation, self.registration)
+            if model is not None
+        }
+        return {**found, **{classifier_role(one.name): one.sha256 for one in self.classifiers}}
 
     @property
     def infos(self) -> dict[str, dict[str, str]]:

@@ -139,7 +139,7 @@ def _compute(
     LOGGER.info('Device: %s', choice.reason)
     configure_nipype(config, _log_file_handler())
 
-    vbm = vbm_settings(config, models.registration, choice.device)
+    vbm = vbm_settings(config, models.registration, choice.device, models.classifiers)
     steps_of = {job.name: anat_steps(config.modules, job.record.precomputed, vbm) for job in jobs}
     by_name = {job.name: job for job in jobs}
     order = {job.name: index for index, job in enumerate(jobs)}

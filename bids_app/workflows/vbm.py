@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builder of the workflow in template space: registration, warped and modulated maps, regions."""
+"""Builder of the workflow in template space: registration, maps, predictions, regions."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ class VbmSettings:
         Widths of the smoothing kernels, mm.
     atlases : tuple of (str, str, str)
         Space, name and ``FILE[:TABLE]`` of every atlas.
+    classifiers : tuple of ModelInUse
+        What predicts from the maps.
     """
 
     spaces: tuple[OutputSpace, ...]
@@ -54,15 +56,20 @@ class VbmSettings:
     model_sha256: str = ''
     smooth_fwhm: tuple[float, ...] = (6.0, 8.0)
     atlases: tuple[tuple[str, str, str], ...] = field(default=())
+    classifiers: tuple[ModelInUse, ...] = ()
 
     @property
     def steps(self) -> tuple[str, ...]:
         """Names of the nodes that follow the registration."""
-        return ('warp', 'modulate', 'regions') if self.atlases else ('warp', 'modulate')
+        predict = ('predict',) if self.classifiers else ()
+        return ('warp', 'modulate', *predict, *(('regions',) if self.atlases else ()))
 
 
 def vbm_settings(
-    config: RunConfig, model: ModelInUse | None, device: str = 'cpu'
+    config: RunConfig,
+    model: ModelInUse | None,
+    device: str = 'cpu',
+    classifiers: Sequence[ModelInUse] = (),
 ) -> VbmSettings | None:
     """Return what a run wants in template space; None if nothing.
 
@@ -77,6 +84,8 @@ def vbm_settings(
         The registration model.
     device : str
         Where the maps of a template are made.
+    classifiers : sequence of ModelInUse
+        What predicts from the maps.
 
     Raises
     ------
@@ -103,6 +112,7 @@ def vbm_settings(
         model_sha256='' if model is None else model.sha256,
         smooth_fwhm=config.smooth_fwhm,
         atlases=atlases,
+        classifiers=tuple(classifiers),
     )
 
 
@@ -145,8 +155,8 @@ def init_vbm_wf(
     """Build the part of a session's workflow that works in template space.
 
     Workflow Graph
-        normalise -> warp, modulate and, where there are atlases, regions. Every node serves all
-        output spaces.
+        normalise -> warp, modulate and, where there are atlases, regions; where there are
+        classifiers, modulate -> predict. Every node serves all output spaces.
 
     Parameters
     ----------
@@ -170,7 +180,7 @@ def init_vbm_wf(
 
     Outputs
     -------
-    normalise_info, warp_info, modulate_info, regions_info
+    normalise_info, warp_info, modulate_info, predict_info, regions_info
         JSON files with what was found, and with the files that were written.
 
     Returns
@@ -180,7 +190,13 @@ def init_vbm_wf(
     from nipype.interfaces import utility as niu
     from nipype.pipeline import engine as pe
 
-    from bids_app.interfaces.vbm import MeasureRegions, Modulate, Normalise, WarpToTemplate
+    from bids_app.interfaces.vbm import (
+        MeasureRegions,
+        Modulate,
+        Normalise,
+        PredictFromMaps,
+        WarpToTemplate,
+    )
 
     on_gpu = device.startswith('cuda') and settings.method != 'ants'
     sizes = [list(space.voxel_sizes) for space in settings.spaces]
@@ -226,6 +242,19 @@ def init_vbm_wf(
         (warp, outputnode, [('info', 'warp_info')]),
         (modulate, outputnode, [('info', 'modulate_info')]),
     ])  # fmt: skip
+    if settings.classifiers:
+        predict = pe.Node(
+            PredictFromMaps(
+                classifiers=[str(model.folder) for model in settings.classifiers],
+                sha256=[model.sha256 for model in settings.classifiers],
+            ),
+            name='predict',
+            mem_gb=1.0,
+        )
+        workflow.connect([
+            (modulate, predict, [('info', 'modulate_info')]),
+            (predict, outputnode, [('info', 'predict_info')]),
+        ])  # fmt: skip
     if settings.atlases:
         regions = pe.Node(
             MeasureRegions(

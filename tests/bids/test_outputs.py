@@ -65,8 +65,11 @@ TEMPLATE_NAMES = {
         '_space-MNI152NLin2009aSym_res-1p5_label-WM_desc-modulatedsmooth8mm_probseg.nii.gz',
     'jacobian': '_space-MNI152NLin2009aSym_res-1p5_desc-jacobian_morph.nii.gz',
     'regions_morph': '_atlas-aal_desc-regions_morph.tsv',
+    'predictions': '_desc-sexpif_predictions.tsv',
 }  # fmt: skip
-GIVEN = {'space': 'MNI152NLin2009aSym', 'res': 1.5, 'fwhm': 8, 'atlas': 'aal'}
+GIVEN = {
+    'space': 'MNI152NLin2009aSym', 'res': 1.5, 'fwhm': 8, 'atlas': 'aal', 'model': 'sexpif',
+}  # fmt: skip
 
 
 def given(key, **changes):
@@ -112,7 +115,9 @@ def test_entries_are_well_formed(key):
     entry = table()[key]
     assert set(entry) == {'folder', 'entities', 'suffix', 'extension', 'sidecar'}
     assert set(entry['entities']) <= set(ENTITY_ORDER)
-    values = [re.sub(r'\{(space|res|fwhm|atlas)\}', 'x', v) for v in entry['entities'].values()]
+    values = [
+        re.sub(r'\{(space|res|fwhm|atlas|model)\}', 'x', v) for v in entry['entities'].values()
+    ]
     assert all(re.fullmatch('[0-9a-zA-Z+]+', value) for value in values)
     assert entry['sidecar']['Description']
 

@@ -6,7 +6,9 @@ import pytest
 from bids_app.bids.outputs import Outputs, file_id, parameters, table
 from bids_app.interfaces.sidecars import NATIVE_SOURCES, Session, describe
 
-GIVEN = {'space': 'MNIPediatricAsym+3', 'res': 1.5, 'fwhm': 7.5, 'atlas': 'aal'}
+GIVEN = {
+    'space': 'MNIPediatricAsym+3', 'res': 1.5, 'fwhm': 7.5, 'atlas': 'aal', 'model': 'sexpif',
+}  # fmt: skip
 URIS = {
     'brain_mask': 'bids:prep:mask.nii.gz',
     **{f'probseg_{name}': f'bids:prep:{name}.nii.gz' for name in ('gm', 'wm', 'csf')},
@@ -24,6 +26,11 @@ def session(tmp_path):
                                                       **found}}},
             'regions': {'atlases': [{'atlas': 'aal', 'space': GIVEN['space'],
                                      'source': '/atlas/aal.nii.gz'}]},
+            'predict': {
+                'predictions': [{'model': 'sexpif', 'target': 'sex',
+                                 'map': identifier('vbm_gm_smooth')}],
+                'columns': {identifier('predictions'): {'probability_F': {'Description': 'F'}}},
+            },
         }  # fmt: skip
         if given:
             steps['precomputed'] = {'sources': {key: URIS[key] for key in given}}
@@ -36,6 +43,7 @@ def session(tmp_path):
             {
                 'segmentation': {'name': 'brain', 'version': '1', 'sha256': 'abc'},
                 'registration': {'name': 'symnet', 'version': '2', 'sha256': 'def'},
+                'classifier sexpif': {'name': 'sexpif', 'version': '3', 'sha256': 'ghi'},
             },
             {GIVEN['space']: str(tmp_path / 't1w.nii.gz')},
         )
@@ -48,7 +56,7 @@ def identifier(key):
 
 
 def test_every_derivative_in_template_space_says_how_it_came_there(session):
-    keys = [key for key in table() if parameters(key)]
+    keys = [key for key in table() if parameters(key) and key != 'predictions']
     assert {key.removesuffix('_smooth') for key in keys} == set(NATIVE_SOURCES)
     for key in keys:
         fields = describe(identifier(key), session())
@@ -70,6 +78,17 @@ def test_smoothed_map_names_its_width_and_source(session):
         'probseg.nii.gz'
     ]
     assert fields['VoxelSize'] == [1.5] * 3
+
+
+def test_prediction_names_its_model_and_what_it_is_not_for(session):
+    fields = describe(identifier('predictions'), session())
+    assert fields['Model'] == {'Name': 'sexpif', 'Version': '3', 'SHA256': 'ghi'}
+    assert fields['Caveat'] == 'not for clinical use'
+    assert fields['Target'] == 'sex'
+    assert fields['Sources'] == [session().uri(identifier('vbm_gm_smooth'))]
+    assert fields['probability_F'] == {'Description': 'F'}
+    assert 'Registration' not in fields
+    assert set(fields) >= {'prediction', 'probability', 'version', 'caveat'}
 
 
 def test_ants_is_no_model(session):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from bids_app.bids.spaces import OutputSpace
 from bids_app.images.templates import Template
 from bids_app.interfaces.publish import PUBLISHED, STEPS
 from bids_app.workflows.anat import EXPECTED_SECONDS, anat_steps, init_anat_wf
+from bids_app.workflows.jobs import ModelInUse
 from bids_app.workflows.vbm import VbmSettings
 
 ALL = ('mask', 'tissue', 'wholebrain')
@@ -43,6 +45,7 @@ def build(tmp_path):
 
 
 ATLASES = (('MNI305', 'aal', '/atlas/aal.nii'),)
+CLASSIFIERS = (ModelInUse(Path('/models/sexpif'), 'sexpif', '1', 'abc', 'x'),)
 
 
 def settings(**changes):
@@ -92,7 +95,10 @@ def test_modules_choose_what_is_published(build, modules, missing):
 
 
 def test_every_step_has_an_expected_time():
-    steps = {*anat_steps(ALL, GIVEN, settings(atlases=ATLASES)), *anat_steps(('mask',))}
+    steps = {
+        *anat_steps(ALL, GIVEN, settings(atlases=ATLASES, classifiers=CLASSIFIERS)),
+        *anat_steps(('mask',)),
+    }
     assert steps == set(EXPECTED_SECONDS)
     assert steps - {'publish', 'report'} == set(STEPS)
 
@@ -158,6 +164,7 @@ def inputs_of(workflow, name):
     [
         ({}, ('normalise', 'warp', 'modulate')),
         ({'atlases': ATLASES}, ('normalise', 'warp', 'modulate', 'regions')),
+        ({'classifiers': CLASSIFIERS}, ('normalise', 'warp', 'modulate', 'predict')),
         ({'method': 'ants', 'model': None, 'model_sha256': ''}, ('normalise', 'warp', 'modulate')),
     ],
 )
@@ -209,6 +216,15 @@ def test_registration_depends_on_model_method_and_template(build):
     assert node_hash(build(vbm=settings(model=Path('/moved'))), 'normalise') == reference
 
 
+def test_predictions_depend_on_maps_and_checksums_alone(build):
+    workflow = build(vbm=settings(classifiers=CLASSIFIERS))
+    assert inputs_of(workflow, 'predict') == {'modulate_info': ('modulate', 'info')}
+    reference = node_hash(workflow, 'predict')
+    for change, same in (({'folder': Path('/moved')}, True), ({'sha256': 'xyz'}, False)):
+        other = settings(classifiers=(dataclasses.replace(CLASSIFIERS[0], **change),))
+        assert (node_hash(build(vbm=other), 'predict') == reference) == same
+
+
 def test_what_other_pipelines_made_takes_the_place_of_ours(build):
     workflow = build(precomputed=GIVEN, precomputed_uris={'brain_mask': 'bids:prep:mask.nii'})
     assert set(nodes(workflow)) - {'inputnode', 'outputnode'} == set(anat_steps(ALL, GIVEN))
@@ -230,7 +246,8 @@ def test_mask_alone_may_come_from_another_pipeline_but_tissues_are_not_needed(bu
 
 
 def test_every_trait_is_described(build):
-    for node in nodes(build(vbm=settings(), precomputed=GIVEN)).values():
+    vbm = settings(classifiers=CLASSIFIERS)
+    for node in nodes(build(vbm=vbm, precomputed=GIVEN)).values():
         spec = node.interface.inputs
         if node.name in ('inputnode', 'outputnode'):
             continue

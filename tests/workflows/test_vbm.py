@@ -40,6 +40,18 @@ def test_models_are_those_that_the_run_needs(config):
         assert ModelsInUse.find(config.replace(**change)).checksums.keys() == {'brain'}
 
 
+def test_classifiers_belong_to_the_models_of_a_run(config):
+    folder = config.models_dir / 'brain'  # any model folder will do
+    with_one = config.replace(classifier=(str(folder),))
+    models = ModelsInUse.find(with_one)
+    assert models.checksums.keys() == {'brain', 'symnet', 'classifier brain'}
+    assert models.infos['classifier brain']['name'] == 'brain'
+    assert ModelsInUse.find(with_one.replace(registration='ants')).classifiers
+    assert not ModelsInUse.find(with_one.replace(modules=('mask',))).classifiers
+    found = vbm_settings(with_one, models.registration, classifiers=models.classifiers)
+    assert found.steps == ('warp', 'modulate', 'predict')
+
+
 def test_missing_model_is_an_error_only_where_it_is_needed(config):
     (config.models_dir / 'symnet' / 'weights.safetensors').unlink()
     with pytest.raises(ModelError, match='symnet'):
