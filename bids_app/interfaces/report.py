@@ -75,7 +75,8 @@ def report_content(
     ----------
     context : mapping
         Fields of :class:`bids_app.reports.session.SessionReport` that were known beforehand; of
-        every space its name, voxel size, smoothing widths and template, of every atlas its name.
+        every space its name, voxel size, smoothing widths and template, of every atlas and every
+        classifier its name.
     info : mapping
         What ``PublishSession`` wrote: ``steps`` and ``outputs``. ``steps['normalise']['spaces']``
         holds, by the name of the space, what
@@ -119,7 +120,8 @@ def report_content(
         'files': files,
         'warnings': warnings,
         'spaces': _spaces(context, info, outputs),
-        'regions': _regions(context, info, outputs),
+        'regions': _with_tables('regions', context, info, outputs),
+        'predictions': _with_tables('predictions', context, info, outputs),
     }
 
 
@@ -175,13 +177,17 @@ def _volume_notes(tissues: Mapping[str, Mapping[str, float]]) -> list[str]:
     return notes
 
 
-def _regions(
-    context: Mapping[str, Any], info: Mapping[str, Any], outputs: Any
+_TABLES = {'regions': ('regions_morph', 'atlas'), 'predictions': ('predictions', 'model')}
+"""Key of the tables of atlases and classifiers, and what names one of them."""
+
+
+def _with_tables(
+    part: str, context: Mapping[str, Any], info: Mapping[str, Any], outputs: Any
 ) -> list[dict[str, Any]]:
-    """Add to every atlas its table, and leave out those without one."""
+    """Add to every atlas or classifier its table, and leave out those without one."""
+    key, name = _TABLES[part]
     tables = [
-        {**atlas, 'file': outputs.path('regions_morph', atlas=atlas['atlas'])}
-        for atlas in context.get('regions', [])
+        {**one, 'file': outputs.path(key, **{name: one[name]})} for one in context.get(part, [])
     ]
     return [
         {**table, 'file': str(table['file'])}

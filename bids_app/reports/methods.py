@@ -26,6 +26,7 @@ def methods_text(
     voxel_sizes: Sequence[float] = (1.5,),
     fwhm: Sequence[float] = (6, 8),
     atlases: Sequence[str] = (),
+    classifiers: Sequence[Mapping[str, str]] = (),
     precomputed: Sequence[str] = (),
 ) -> str:
     """Word the methods section as Markdown with citations such as ``[@n4]``.
@@ -53,6 +54,9 @@ def methods_text(
         Smoothing widths, mm; empty for none.
     atlases : sequence of str
         Names of the atlases with regional volumes.
+    classifiers : sequence of mapping
+        ``name``, ``target`` (what is predicted) and ``map`` (from what, in words) of the
+        classifiers that were applied.
     precomputed : sequence of str
         What was taken from other derivatives, in words: ``brain mask``, ``tissue maps``.
     """
@@ -92,6 +96,8 @@ def methods_text(
         paragraphs.append(_maps_text(voxel_sizes, fwhm))
         if atlases:
             paragraphs.append(_regions_text(atlases))
+        if classifiers:
+            paragraphs.append(_classifiers_text(classifiers))
     weights = ', '.join(
         f'{model.get("name", "?")}'
         + (f' version {model["version"]}' if model.get('version') else '')
@@ -180,6 +186,19 @@ def _regions_text(atlases: Sequence[str]) -> str:
         f'The {noun} {_joined(atlases)} {"was" if len(atlases) == 1 else "were"} warped to the '
         'grid of the scan, where the volumes of grey matter, white matter and cerebrospinal fluid '
         'of every region are sums of probabilities.'
+    )
+
+
+def _classifiers_text(classifiers: Sequence[Mapping[str, str]]) -> str:
+    applied = [
+        f'{one["name"]} ({one["target"]}, from the map {one["map"]})' for one in classifiers
+    ]
+    noun = 'The classifier' if len(applied) == 1 else 'The classifiers'
+    return (
+        f'{noun} {_joined(applied)}, trained beforehand with the group level of AnatNet, '
+        f'{"was" if len(applied) == 1 else "were"} applied to the scan; what a model says is the '
+        'mean over the networks of its cross-validation. Predictions are for research, not for '
+        'clinical use.'
     )
 
 

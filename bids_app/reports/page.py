@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_app.morphometry.checks import ORDER, REGISTRATION_PREFIX
-from bids_app.reports import facts, methods, quality, tables, vbm
+from bids_app.reports import facts, methods, predictions, quality, tables, vbm
 
 if TYPE_CHECKING:
     from bids_app.reports.figures import Figure, Gallery
@@ -103,6 +103,7 @@ def render_page(
         'tiv': None,
         'spaces': [],
         'atlases': [],
+        'predictions': [],
     }
     documents: dict[str, str] = {}
     scan_key = 't1w_preproc' if 't1w_preproc' in files else 't1w'
@@ -125,6 +126,7 @@ def render_page(
             context.spaces, context.label, parts.attempt, documents
         )
     values['atlases'] = vbm.region_entries(context.regions, values['tiv'], parts.attempt)
+    values['predictions'] = predictions.entries(context.predictions, parts.attempt)
     metrics: Mapping[str, str] = {}
     with parts.attempt('The table of quality measures'):
         if 'qc_stats' in files:

@@ -82,6 +82,9 @@ class SessionReport:
         One per atlas: ``atlas`` (name), ``file`` (the table that holds what
         :func:`bids_app.morphometry.regions.regional_volumes` returned) and, optionally,
         ``space`` (the space of the atlas) and ``source`` (its file).
+    predictions : list of dict
+        One per classifier: ``model`` (name), ``file`` (the table that holds what
+        :func:`bids_app.inference.classifier.predict_files` returned) and, optionally, ``sha256``.
     methods : str
         Methods text in Markdown with citations such as ``[@n4]``.
     """
@@ -102,6 +105,7 @@ class SessionReport:
     precomputed: list[dict[str, Any]] = field(default_factory=list)
     spaces: list[dict[str, Any]] = field(default_factory=list)
     regions: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
     methods: str = ''
 
     def to_dict(self, root: str | Path | None = None) -> dict[str, Any]:
@@ -174,11 +178,12 @@ def with_paths(content: Mapping[str, Any], change: Callable[[str], str]) -> dict
             {**space, 'files': files(space.get('files')), 'template': files(space.get('template'))}
             for space in result['spaces']
         ]
-    if 'regions' in result:
-        result['regions'] = [
-            {**atlas, 'file': change(str(atlas['file']))} if atlas.get('file') else atlas
-            for atlas in result['regions']
-        ]
+    for name in ('regions', 'predictions'):
+        if name in result:
+            result[name] = [
+                {**one, 'file': change(str(one['file']))} if one.get('file') else one
+                for one in result[name]
+            ]
     return result
 
 

@@ -119,6 +119,9 @@ def _template_space(vbm: VbmSettings) -> dict[str, Any]:
             {'atlas': name, 'space': space, 'source': str(atlas_parts(text)[0])}
             for space, name, text in vbm.atlases
         ],
+        'predictions': [
+            {'model': model.name, 'sha256': model.sha256} for model in vbm.classifiers
+        ],
     }
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bids_app import __version__
@@ -25,11 +26,18 @@ def run_methods(
     precomputed : sequence of str
         What was taken from other pipelines, in words.
     """
+    from bids_app.inference.classifier import read_task
+    from bids_app.inference.models import load_card
     from bids_app.morphometry.regions import atlas_label
     from bids_app.reports.methods import methods_text
 
     spaces = output_spaces(config.output_spaces, config.voxel_size)
     sizes = sorted({size for space in spaces for size in space.voxel_sizes})
+    classifiers = []
+    for folder in map(Path, config.classifier):
+        card = load_card(folder)
+        grid, target = read_task(card, folder)
+        classifiers.append({'name': card.name, 'target': target, 'map': grid.words})
     return methods_text(
         __version__,
         models,
@@ -41,5 +49,6 @@ def run_methods(
         voxel_sizes=sizes,
         fwhm=config.smooth_fwhm,
         atlases=[atlas_label(atlas_parts(text)[0]) for text in config.atlas],
+        classifiers=classifiers,
         precomputed=precomputed,
     )

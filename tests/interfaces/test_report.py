@@ -16,11 +16,13 @@ def test_spaces_and_regions(tmp_path):
     labels = {'space': SPACE['space'], 'res': 1.5}
     smooth = outputs.path('vbm_gm_smooth', **labels, fwhm=6)
     written = [outputs.path('dseg'), outputs.path('std_t1w', **labels), smooth,
-               outputs.path('regions_morph', atlas='A')]  # fmt: skip
+               outputs.path('regions_morph', atlas='A'),
+               outputs.path('predictions', model='sexpif')]  # fmt: skip
     context = {
         'label': 'sub-01',
         'spaces': [SPACE, {**SPACE, 'space': 'Other'}],
         'regions': [{'atlas': 'A', 'space': SPACE['space']}, {'atlas': 'B'}],
+        'predictions': [{'model': 'sexpif', 'sha256': 'ab'}, {'model': 'agepif'}],
     }
     found = {'method': 'ants', 'fallback': 'no memory', 'measures': {'dice_gm': 0.7}}
     info = {
@@ -40,6 +42,10 @@ def test_spaces_and_regions(tmp_path):
         {'atlas': 'A', 'space': SPACE['space'],
          'file': str(outputs.path('regions_morph', atlas='A'))}
     ]  # fmt: skip
+    assert content['predictions'] == [
+        {'model': 'sexpif', 'sha256': 'ab',
+         'file': str(outputs.path('predictions', model='sexpif'))}
+    ]  # fmt: skip
     assert SessionReport.from_dict(content).spaces == content['spaces']
 
 
@@ -47,3 +53,4 @@ def test_without_morphometry_there_are_no_spaces(tmp_path):
     content = report_content({'label': 'sub-01'}, {}, Outputs(tmp_path, '01'))
     assert content['spaces'] == []
     assert content['regions'] == []
+    assert content['predictions'] == []

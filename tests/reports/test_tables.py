@@ -162,6 +162,19 @@ def test_methods_of_morphometry_vary_with_the_options():
         assert keys <= {reference.key for reference in methods.REFERENCES}
 
 
+def test_methods_tell_of_classifiers():
+    one = {'name': 'sexpif', 'target': 'sex', 'map': 'vbm_gm, space A, res 2, unsmoothed'}
+    vbm = ('mask', 'tissue', 'wholebrain', 'vbm')
+    text = methods.methods_text('1', [], vbm, classifiers=[one])
+    assert 'The classifier sexpif (sex, from the map vbm_gm, space A, res 2, unsmoothed)' in text
+    assert 'was applied' in text
+    assert 'not for clinical use' in text
+    two = methods.methods_text('1', [], vbm, classifiers=[one, {**one, 'name': 'agepif'}])
+    assert 'were applied' in two
+    assert 'clinical' not in methods.methods_text('1', [], vbm)
+    assert 'clinical' not in methods.methods_text('1', [], vbm[:3], classifiers=[one])
+
+
 def test_references_are_unique_and_complete():
     keys = [reference.key for reference in methods.REFERENCES]
     assert len(keys) == len(set(keys))

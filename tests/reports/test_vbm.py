@@ -159,6 +159,36 @@ def test_region_section(report, tmp_path):
     assert section.count('class="sort"') == 7
 
 
+PREDICTIONS = {
+    'sexpif': 'model\tversion\ttarget\tprediction\tprobability\tsd\tprobability_F\t'
+    'probability_M\tcalibration\tvalidation\tcaveat\n'
+    'sexpif\t1.0.0+ab\tsex\t<M>\t0.8125\tn/a\t0.1875\t0.8125\tn/a\t'
+    'balanced accuracy 0.61\tnot for clinical use\n',
+    'agepif': 'model\tversion\ttarget\tprediction\tprobability\tsd\n'
+    'agepif\t1\tage\t41.5\tn/a\t9.25\n',
+}
+
+
+def test_prediction_section(parse, report, tmp_path):
+    assert '<section id="predictions"' not in write_report(report, tmp_path / 'a.html').read_text()
+    for name, text in PREDICTIONS.items():
+        (tmp_path / f'{name}.tsv').write_text(text)
+        entry = {'model': name, 'file': str(tmp_path / f'{name}.tsv'), 'sha256': 'cd' * 32}
+        report.predictions.append(entry)
+    report.predictions.append({'model': 'lost', 'file': str(tmp_path / 'lost.tsv')})
+    text = write_report(report, tmp_path / 'a.html').read_text()
+    assert not parse(text).stack
+    section = text[text.index('<section id="predictions"') : text.index('<section id="quality"')]
+    for words in (
+        'For research, not for clinical use', 'sex: &lt;M&gt;', '81.2 %', '18.8 %', 'width:81.2%',
+        'balanced accuracy 0.61', '1.0.0+ab', 'cdcdcd', 'age: 41.5 ± 9.25',
+    ):  # fmt: skip
+        assert words in section, words
+    assert 'Calibration' not in section
+    assert 'n/a' not in section
+    assert 'The prediction of lost could not be shown' in text
+
+
 def test_paths_travel_with_the_folder(report, tmp_path):
     inside = tmp_path / 'sub-01_ses-1_atlas-My_desc-regions_morph.tsv'
     saved = report.to_dict(tmp_path)
@@ -167,6 +197,8 @@ def test_paths_travel_with_the_folder(report, tmp_path):
     again = SessionReport.from_dict(saved, tmp_path)
     assert again.spaces == report.spaces
     assert again.regions == report.regions
+    listed = {'label': 'sub-1', 'predictions': [{'model': 'a', 'file': 'a.tsv'}]}
+    assert with_paths(listed, str.upper)['predictions'] == [{'model': 'a', 'file': 'A.TSV'}]
     moved = with_paths(saved, lambda path: f'<{Path(path).name}>')
     assert moved['regions'][0]['file'] == f'<{inside.name}>'
     assert moved['precomputed'] == saved['precomputed']

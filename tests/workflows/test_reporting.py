@@ -68,6 +68,7 @@ def test_report_tells_of_template_space_and_of_other_pipelines(raw, tmp_path):
         (OutputSpace('MNI305', (1.5, 2.0)),),
         {'MNI305': template},
         atlases=(('MNI305', 'aal', '/atlas/aal.nii:/atlas/aal.tsv'),),
+        classifiers=(ModelInUse(tmp_path, 'sexpif', '1.0', 'ab', 'x'),),
     )
     found = reporting.context(job, config, models, 'cpu', vbm)
     assert found['spaces'] == [
@@ -79,6 +80,7 @@ def test_report_tells_of_template_space_and_of_other_pipelines(raw, tmp_path):
         }
     ]
     assert found['regions'] == [{'atlas': 'aal', 'space': 'MNI305', 'source': '/atlas/aal.nii'}]
+    assert found['predictions'] == [{'model': 'sexpif', 'sha256': 'ab'}]
     assert [(one['what'], one['name']) for one in found['precomputed']] == [
         ('brain mask', 'prep'), ('tissue maps', 'prep'),
     ]  # fmt: skip
