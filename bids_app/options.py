@@ -188,8 +188,8 @@ def _add_method_options(parser: Parser) -> None:
         '--random-seed',
         type=int,
         metavar='N',
-        help='seed of permutations and classifiers at the group level (default: 0); nothing at the '
-        'participant level is random',
+        help='seed of permutations and classifiers at the group level (default: 0); nothing at '
+        'the participant level is random',
     )
     group.add_argument(
         '--sloppy', action='store_true', help='fast and rough, for tests of the installation only'

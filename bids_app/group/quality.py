@@ -26,8 +26,8 @@ LOOK_BELOW, DOUBT_BELOW = 80.0, 50.0
 """Scores below which a session is rated ``look`` and ``doubtful``."""
 
 CHECK_SEVERITY = {'warn': 0.25, 'fail': 0.6}
-"""What a warning or failure of the participant level costs: enough for ``look`` or ``doubtful``, as
-its own traffic light says."""
+"""What a warning or failure of the participant level costs: enough for ``look`` or ``doubtful``,
+as its own traffic light says."""
 
 HIGHER, LOWER, MIDDLE = 1, -1, 0
 """Which values of a measure are good: high ones, low ones, those like the others."""

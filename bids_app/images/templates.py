@@ -126,9 +126,9 @@ def template_files(space: str, templateflow_home: Path | None = None) -> tuple[P
             return t1w, (mask if mask.is_file() and mask.stat().st_size > 0 else None)
     wanted = f"'{name}', suffix='T1w', resolution=1" + (f", cohort='{cohort}'" if cohort else '')
     raise UsageError(
-        f'--output-spaces {space}: no {stem}_res-01_T1w.nii.gz in {folder}: fetch it with templateflow '
-        f'(python -c "from templateflow.api import get; get({wanted})"), point TEMPLATEFLOW_HOME '
-        f'to a folder that has it, or take {DEFAULT_SPACE}, which is always there'
+        f'--output-spaces {space}: no {stem}_res-01_T1w.nii.gz in {folder}: fetch it with '
+        f'templateflow (python -c "from templateflow.api import get; get({wanted})"), point '
+        f'TEMPLATEFLOW_HOME to a folder that has it, or take {DEFAULT_SPACE}, which is always there'
     )
 
 
