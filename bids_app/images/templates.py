@@ -128,7 +128,7 @@ def template_files(space: str, templateflow_home: Path | None = None) -> tuple[P
     raise UsageError(
         f'--output-spaces {space}: no {stem}_res-01_T1w.nii.gz in {folder}: fetch it with '
         f'templateflow (python -c "from templateflow.api import get; get({wanted})"), point '
-        f'TEMPLATEFLOW_HOME to a folder that has it, or take {DEFAULT_SPACE}, which is always there'
+        f'TEMPLATEFLOW_HOME to a folder that has it, or take {DEFAULT_SPACE}, always there'
     )
 
 
