@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import importlib
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from bids_app.images.templates import REGISTRATION_AFFINE, REGISTRATION_SHAPE
-from bids_app.inference import brain
 from bids_app.registration.make_template import brain_mask, make_maps
 
 SHAPE = (176, 224, 176)
@@ -38,6 +39,8 @@ def network(monkeypatch):
             nib.save(nib.Nifti1Image(data, AFFINE), out_dir / f'{name}.nii')
         return {}
 
+    # The module that an import finds now: other tests may have had it loaded anew.
+    brain = importlib.import_module('bids_app.inference.brain')
     monkeypatch.setattr(brain, 'locate_brain', locate_brain)
     monkeypatch.setattr(brain, 'segment_brain', segment_brain)
 
