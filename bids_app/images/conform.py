@@ -76,6 +76,14 @@ def conform_file(
     }
 
 
+def load_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read an image as float32 with its affine; uncompressed files are mapped, not copied."""
+    import nibabel as nib
+
+    image = nib.load(path)
+    return np.asarray(image.dataobj, dtype=np.float32), image.affine
+
+
 def save_native(
     data: np.ndarray,
     like: Grid | Path | str,

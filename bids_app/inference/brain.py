@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from bids_app.errors import ImageError
-from bids_app.images.conform import read_grid, save_native
+from bids_app.images.conform import load_array, read_grid, save_native
 from bids_app.inference.cascade import TURNS, Coarse, Posterior, find_brain, segment
 from bids_app.inference.device import resolve_precision
 from bids_app.inference.models import load_card, load_networks
@@ -61,11 +61,6 @@ def load_predictors(
             tile = LOW_MEMORY_TILE if low_mem else max(card.stages[name]['shape'])
         predictors[name] = Predictor(network, device, resolved, tile)
     return predictors
-
-
-def _read(path: Path) -> tuple[torch.Tensor, np.ndarray]:
-    image = nib.load(path)
-    return torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32)), image.affine
 
 
 def _write(data: np.ndarray, affine: np.ndarray, path: Path) -> str:
@@ -123,7 +118,8 @@ def locate_brain(
     started = time.monotonic()
     if threads:
         torch.set_num_threads(threads)
-    image, affine = _read(in_file)
+    data, affine = load_array(in_file)
+    image = torch.from_numpy(data)
     predictors = load_predictors(model, device, precision, low_mem)
     coarse = locate(image, model, predictors)
     if coarse.volume < 20e3:
@@ -234,7 +230,8 @@ def segment_brain(
     started = time.monotonic()
     if threads:
         torch.set_num_threads(threads)
-    image, affine = _read(in_file)
+    data, affine = load_array(in_file)
+    image = torch.from_numpy(data)
     coarse = read_coarse(coarse_file)
     predictor = load_predictors(model, device, precision, low_mem)['fine']
     axes = TURNS[coarse.suspect] if coarse.suspect else ()

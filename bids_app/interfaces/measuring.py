@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bids_app.interfaces.steps import load_array
+from bids_app.images.conform import load_array
 
 
 def measure(

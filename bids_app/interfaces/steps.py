@@ -12,19 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from bids_app.images.conform import load_array
+
 SIGNAL_FRACTION = 0.1
 """A voxel holds tissue if it is brighter than this part of the median of the brain ..."""
 STRIPPED_RATIO = 0.4
 """... and a scan is skull-stripped if tissue outside the brain is less than this part of the
 brain's volume. Scalp, face and neck of a whole head are more than the brain itself."""
-
-
-def load_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image as float32 with its affine; uncompressed files are mapped, not copied."""
-    import nibabel as nib
-
-    image = nib.load(path)
-    return np.asarray(image.dataobj, dtype=np.float32), image.affine
 
 
 def is_skull_stripped(data: np.ndarray, mask: np.ndarray) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bids_app.bids.outputs import file_id, number_label
-from bids_app.interfaces.steps import load_array
+from bids_app.images.conform import load_array
 
 TISSUES = ('gm', 'wm', 'csf')
 MODULATED = ('gm', 'wm')
@@ -50,6 +50,12 @@ def write_std(
     image.header.set_xyzt_units('mm', 'sec')
     nib.save(image, path)
     return str(path)
+
+
+def _stacked(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Read images of one grid as channels, with the affine that they share."""
+    maps, affines = zip(*(load_array(path) for path in paths), strict=True)
+    return np.stack(maps), affines[0]
 
 
 def warp_files(
@@ -91,9 +97,7 @@ def warp_files(
         write_composite(path, normalisation, direction)
         written[file_id(f'xfm_{direction}', space=space)] = str(path)
     keys = ('t1w_preproc', 'brain_mask', *(f'probseg_{name}' for name in TISSUES))
-    first, native_affine = load_array(files[keys[0]])
-    native = np.stack([first, *(load_array(files[key])[0] for key in keys[1:])])
-    del first
+    native, native_affine = _stacked([files[key] for key in keys])
     for size in voxel_sizes:
         shape, affine = target_grid(size)
         t1w, mask, *tissues = to_template(native, native_affine, normalisation, shape, affine)
@@ -154,9 +158,7 @@ def modulate_files(
 
     normalisation = Normalisation.load(normalisation_file)
     space = normalisation.space
-    first, native_affine = load_array(files[f'probseg_{MODULATED[0]}'])
-    native = np.stack([first, *(load_array(files[f'probseg_{n}'])[0] for n in MODULATED[1:])])
-    del first
+    native, native_affine = _stacked([files[f'probseg_{name}'] for name in MODULATED])
     native_volumes = probability_volumes(native, native_affine)
     written: dict[str, str] = {}
     volumes: list[dict[str, Any]] = []

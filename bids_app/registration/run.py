@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from bids_app.errors import ImageError
+from bids_app.images.conform import load_array
 from bids_app.images.templates import Template
 from bids_app.registration.affine import register_affine, sample_scan
 from bids_app.registration.normalisation import Normalisation, jacobian_determinant
@@ -165,11 +166,8 @@ def normalise(
         (backward[0] * SPACING).numpy().astype(np.float32),
         method,
     )
-    measures = _measures(x, y, forward, backward, found)
-    return Normalisation(
-        space, matrix, found.grid_affine, found.forward, found.backward, method,
-        {**measures, **seconds},
-    )  # fmt: skip
+    found.measures.update(_measures(x, y, forward, backward, found), **seconds)
+    return found
 
 
 def _syn(
@@ -270,9 +268,9 @@ def normalise_files(
     if threads:
         torch.set_num_threads(threads)
     image = nib.load(labels)
-    inside = np.asarray(nib.load(mask).dataobj) > 0
+    inside = load_array(mask)[0] > 0
     tissues = {
-        name: np.asarray(nib.load(path).dataobj, dtype=np.float32) * inside
+        name: load_array(path)[0] * inside
         for name, path in zip(_TISSUES, (gm, wm, csf), strict=True)
     }
     try:

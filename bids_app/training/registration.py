@@ -27,7 +27,7 @@ from bids_app.registration.velocity import (
 )
 from bids_app.training.heads import Heads
 from bids_app.training.loop import Trainer, Validator
-from bids_app.training.synthesis import Ranges
+from bids_app.training.synthesis import Ranges, rotation_matrix
 
 _LOSS_SHRINK = 2  # the loss looks at 3 mm: the velocities have 6 mm
 _SQUARINGS = 5
@@ -75,16 +75,9 @@ class PairSampler:
         small = tuple(n // 4 for n in shape)
         axes = [torch.linspace(-1, 1, n) * full / 2 for n, full in zip(small, shape, strict=True)]
         points = torch.stack(torch.meshgrid(*axes, indexing='ij'))
-        angles = torch.deg2rad(
-            torch.tensor([self._uniform(-1, 1) for _ in range(3)]) * self.ranges.rotation
-        )
-        matrix = torch.diag(torch.tensor([self._uniform(*self.ranges.scaling) for _ in range(3)]))
-        for axis, angle in enumerate(angles):
-            i, j = (axis + 1) % 3, (axis + 2) % 3
-            turn = torch.eye(3)
-            turn[i, i] = turn[j, j] = torch.cos(angle)
-            turn[i, j], turn[j, i] = -torch.sin(angle), torch.sin(angle)
-            matrix = matrix @ turn
+        angles = torch.tensor([self._uniform(-1, 1) for _ in range(3)]) * self.ranges.rotation
+        zooms = torch.tensor([self._uniform(*self.ranges.scaling) for _ in range(3)])
+        matrix = torch.diag(zooms) @ rotation_matrix(angles)
         field = torch.tensordot(matrix - torch.eye(3), points, 1)[None]
         field = field + torch.tensor([self._uniform(-2, 2) for _ in range(3)]).view(1, 3, 1, 1, 1)
         waves = torch.randn((1, 3, *small), generator=self.generator)

@@ -65,6 +65,18 @@ class Ranges:
     elastic_fine: float = field(default=1.5)
 
 
+def rotation_matrix(degrees: torch.Tensor) -> torch.Tensor:
+    """Return the product of rotations about x, y and z: shape (3, 3) for three angles."""
+    matrix = torch.eye(3)
+    for axis, angle in enumerate(torch.deg2rad(degrees)):
+        turn = torch.eye(3)
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        turn[i, i] = turn[j, j] = torch.cos(angle)
+        turn[i, j], turn[j, i] = -torch.sin(angle), torch.sin(angle)
+        matrix = matrix @ turn
+    return matrix
+
+
 class Deformation:
     """A random smooth map from a target grid in millimetres to a label map in voxels.
 
@@ -91,14 +103,7 @@ class Deformation:
         def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
             return low + (high - low) * torch.rand(shape, generator=generator)
 
-        angles = torch.deg2rad(uniform(-ranges.rotation, ranges.rotation, 3))
-        matrix = torch.eye(3)
-        for axis, angle in enumerate(angles):
-            rotation = torch.eye(3)
-            i, j = (axis + 1) % 3, (axis + 2) % 3
-            rotation[i, i] = rotation[j, j] = torch.cos(angle)
-            rotation[i, j], rotation[j, i] = -torch.sin(angle), torch.sin(angle)
-            matrix = matrix @ rotation
+        matrix = rotation_matrix(uniform(-ranges.rotation, ranges.rotation, 3))
         common = uniform(*ranges.scaling, 1)
         own = uniform(0.95, 1.05, 3)
         shear = torch.eye(3) + uniform(-ranges.shear, ranges.shear, 3, 3) * (1 - torch.eye(3)) / 2

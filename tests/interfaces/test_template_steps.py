@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bids_app.bids.outputs import file_id
+from bids_app.images.conform import load_array
 from bids_app.images.templates import REGISTRATION_AFFINE, target_grid
-from bids_app.interfaces.steps import load_array
 from bids_app.interfaces.template_steps import modulate_files, region_files, warp_files
 from bids_app.registration.normalisation import Normalisation
 
