@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from bids_app.networks.context_unet import ContextUNet3D
 from bids_app.networks.pif import ConvClassifier3D, LinearClassifier3D
 from bids_app.networks.symnet import SymNet
 from bids_app.networks.unet import ResidualUNet3D
 
 __all__ = [
     'NETWORKS',
+    'ContextUNet3D',
     'ConvClassifier3D',
     'LinearClassifier3D',
     'ResidualUNet3D',
@@ -21,6 +23,7 @@ __all__ = [
 ]
 
 NETWORKS: dict[str, type[nn.Module]] = {
+    'ContextUNet3D': ContextUNet3D,
     'ConvClassifier3D': ConvClassifier3D,
     'LinearClassifier3D': LinearClassifier3D,
     'ResidualUNet3D': ResidualUNet3D,
