@@ -56,6 +56,30 @@ def normalise_brain(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (image / top.clamp_min(1e-6)).clamp_(0, 1.5)
 
 
+def normalise_brain_zscore(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Give the voxels of the brain mean 0 and standard deviation 1, and all others 0.
+
+    Parameters
+    ----------
+    image : torch.Tensor, shape (x, y, z)
+        Intensities in any unit, bias-corrected.
+    mask : torch.Tensor, shape (x, y, z), bool
+        The brain. Voxels of exactly 0 in it are outside the field of view and stay 0.
+
+    Returns
+    -------
+    torch.Tensor, shape (x, y, z), float32
+        Clipped to -4..4; all zeros where there is nothing to measure.
+    """
+    image = image.float()
+    inside = mask & (image != 0)
+    values = image[inside]
+    if values.numel() < 2:
+        return torch.zeros_like(image)
+    scaled = (image - values.mean()) / values.std().clamp_min(1e-6)
+    return torch.where(inside, scaled.clamp(-4, 4), 0.0)
+
+
 def _percentiles(values: torch.Tensor, percents: tuple[float, ...]) -> torch.Tensor:
     """Percentiles of at most some 200,000 values, evenly taken: enough for 1 part in 1,000."""
     step = max(1, values.numel() // 200_000)

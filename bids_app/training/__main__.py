@@ -79,7 +79,7 @@ def _train(options: argparse.Namespace) -> None:
     if not options.export_only:
         files = find_files(options.data, recipe.data['pattern'])
         apart = set(recipe.data['validation'])
-        load, trainer_class = _task(recipe.data.get('task', 'segmentation'))
+        load, trainer_class = _task(recipe.data)
         train = load([file for file in files if file.name not in apart])
         validation = load([file for file in files if file.name in apart])
         initial = load_weights(options.init) if options.init else {}
@@ -111,8 +111,9 @@ def find_files(folders: list[Path], patterns: str | list[str]) -> list[Path]:
     ]
 
 
-def _task(name: str) -> tuple[Any, Any]:
-    """Return what reads the data of a task, and its trainer."""
+def _task(data: dict[str, Any]) -> tuple[Any, Any]:
+    """Return what reads the data of a recipe's task, and its trainer."""
+    name = data.get('task', 'segmentation')
     if name == 'segmentation':
         from bids_app.training.label_maps import load_label_maps
         from bids_app.training.loop import Trainer
@@ -123,7 +124,16 @@ def _task(name: str) -> tuple[Any, Any]:
         from bids_app.training.registration import RegistrationTrainer
 
         return load_heads, RegistrationTrainer
-    raise UsageError(f'the recipe has an unknown task "{name}": segmentation or registration')
+    if name == 'tissue':
+        from functools import partial
+
+        from bids_app.training.label_maps import load_label_maps
+        from bids_app.training.tissue import TissueTrainer
+
+        return load_label_maps, partial(TissueTrainer, contrasts=data['contrasts'])
+    raise UsageError(
+        f'the recipe has an unknown task "{name}": segmentation, registration or tissue'
+    )
 
 
 if __name__ == '__main__':

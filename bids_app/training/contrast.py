@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random tissue contrasts: an intensity mean and spread for every label.
 
-The T1w and T2w tables are statistics of real whole-head scans on a scale of 0 to 255; random
-contrasts follow SynthSeg (Billot et al., Medical Image Analysis 2023). In the first T1w table all
-grey matter looks alike and each class varies widely; the second holds what bias-corrected scans
-at 3 T show, where the hippocampus is brighter than the cortex and classes vary together.
+The T1w and T2w tables are statistics of real whole-head scans on a scale of 0 to 255. The FLAIR
+table holds the order of the tissues that the sequence gives (CSF dark, grey matter a little above
+white matter, lesions brightest) with wide ranges. Random contrasts follow SynthSeg (Billot et al.,
+Medical Image Analysis 2023). In the first T1w table all grey matter looks alike and each class
+varies widely; the second holds what bias-corrected scans at 3 T show, where the hippocampus is
+brighter than the cortex and classes vary together.
 """
 
 from __future__ import annotations
@@ -67,6 +69,19 @@ _T2W: dict[tuple[int, ...], tuple[float, float]] = {
     (136, 137, 163, 164): (200, 30),
 }
 
+_FLAIR: dict[tuple[int, ...], tuple[float, float]] = {
+    (2, 41, 85): (100, 10), (7, 46): (100, 12),
+    (3, 42): (125, 16), (8, 47): (115, 16),
+    (4, 5, 14, 15, 24, 43, 44, 72): (32, 16),
+    (16,): (104, 12), (28, 60): (106, 14),
+    (10, 49): (112, 11), (11, 50): (126, 12), (12, 51): (120, 11), (13, 52): (92, 12),
+    (17, 53): (136, 14), (18, 54): (136, 12), (26, 58): (128, 12),
+    (25, 57): (190, 22),
+    (30, 62): (60, 30), (136, 137, 163, 164): (90, 30),
+}  # fmt: skip
+_TABLES = {'t2w': _T2W, 'flair': _FLAIR}
+_FLAIR_BETWEEN = 0.6  # between scans, as a share of the spread within a class
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -83,7 +98,7 @@ def draw_contrast(values: list[int], kind: str, generator: torch.Generator) -> C
     ----------
     values : list of int
         The label values, in the order in which the result is wanted.
-    kind : {'t1w', 't2w', 'random'}
+    kind : {'t1w', 't2w', 'flair', 'random'}
         ``random`` gives every class any mean and spread.
     generator : torch.Generator
         Source of randomness.
@@ -122,17 +137,18 @@ def draw_contrast(values: list[int], kind: str, generator: torch.Generator) -> C
         if torch.rand((), generator=generator) < _CORRECTED_SHARE:
             _draw_corrected(values, mean, spread, generator)
         return Contrast(mean.clamp_min(0), spread)
-    if kind == 't2w':
+    if kind in _TABLES:
         scale = 1 + 0.1 * torch.randn((), generator=generator)
-        for group, (centre, within) in _T2W.items():
-            noise = torch.randn((), generator=generator)
+        share = 1.0 if kind == 't2w' else _FLAIR_BETWEEN
+        for group, (centre, within) in _TABLES[kind].items():
+            noise = share * torch.randn((), generator=generator)
             for value in group:
                 if value in values:
                     position = values.index(value)
                     mean[position] = scale * (centre + within * noise)
                     spread[position] = within
         return Contrast(mean.clamp_min(0), spread)
-    raise ValueError(f"contrast must be 't1w', 't2w' or 'random', not {kind!r}")
+    raise ValueError(f"contrast must be 't1w', 't2w', 'flair' or 'random', not {kind!r}")
 
 
 def _draw_corrected(

@@ -53,7 +53,7 @@ def export_model(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
         'description': recipe.description,
         'licence': recipe.licence,
         'sha256': digest,
-        **_outputs(recipe.data.get('task', 'segmentation')),
+        **_outputs(recipe),
         'stages': {
             name: {
                 'network': stage.network,
@@ -77,8 +77,19 @@ def export_model(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
     return path
 
 
-def _outputs(task: str) -> dict[str, Any]:
-    """What the networks of a task predict; other tasks say so in their recipes."""
+def _outputs(recipe: Recipe) -> dict[str, Any]:
+    """What the networks of a task take and predict; other tasks say so in their recipes."""
+    task = recipe.data.get('task', 'segmentation')
+    if task.startswith('tissue'):
+        from bids_app.training.tissue import TISSUES
+
+        classes = recipe.stages['tissue'].arguments['out_channels']
+        return {
+            'task': 'tissue',
+            'contrasts': recipe.data['contrasts'],
+            'missing_contrasts': any(s.ranges.missing > 0 for s in recipe.stages.values()),
+            'classes': [*TISSUES, 'lesion'][:classes],
+        }
     if task != 'segmentation':
         return {}
     return {

@@ -47,6 +47,12 @@ class Ranges:
         Probability of a skull-stripped image.
     t1w, t2w : float
         Probabilities of those contrasts; the rest is random contrast.
+    thick_slices : float
+        With several contrasts: probability of a coarser resolution of T2w and FLAIR.
+    misalignment : float
+        With several contrasts: standard deviation of what coregistration leaves, mm and degrees.
+    missing : float
+        With several contrasts: probability that one of them is missing.
     """
 
     rotation: float = 20.0
@@ -63,6 +69,9 @@ class Ranges:
     t1w: float = 0.6
     t2w: float = 0.1
     elastic_fine: float = field(default=1.5)
+    thick_slices: float = 0.6
+    misalignment: float = 0.4
+    missing: float = 0.0
 
 
 def rotation_matrix(degrees: torch.Tensor) -> torch.Tensor:
