@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -76,7 +77,13 @@ class Progress:
         self.scans = {key: ScanProgress(label, tuple(steps)) for key, (label, steps) in
                       scans.items()}  # fmt: skip
         self._expected = dict(expected)
-        self._measured: dict[str, list[float]] = {}
+        self._measured: dict[str, tuple[int, float]] = {}
+        # What is left is counted by step, so that a look at it does not visit thousands of scans.
+        self._left: Counter[str] = Counter()
+        self._active: dict[int, ScanProgress] = {}
+        self._over = self._failed = 0
+        for scan in self.scans.values():
+            self._left.update(scan.steps)
         self._parallel = max(1, parallel)
         self._stream = stream or sys.stderr
         self._live = _is_terminal(self._stream) if live is None else live
@@ -98,7 +105,7 @@ class Progress:
         """Take note of one step of one scan."""
         scan = self.scans[scan_key]
         now = self._clock()
-        with self._lock:
+        with self._lock, self._recounted(scan):
             if scan.started is None:
                 scan.started = scan.step_started = now
             if status == 'start':
@@ -110,7 +117,8 @@ class Progress:
             if step in scan.done or scan.failed:
                 return
             if scan.current == step:  # a cached step ends without a start and says nothing
-                self._measured.setdefault(step, []).append(now - scan.step_started)
+                count, total = self._measured.get(step, (0, 0.0))
+                self._measured[step] = count + 1, total + now - scan.step_started
             scan.current = None
             scan.done.append(step)
             over = len(scan.done) == len(scan.steps)
@@ -121,26 +129,54 @@ class Progress:
         if over and self._on_scan_end is not None:
             self._on_scan_end(scan_key)
 
+    @contextlib.contextmanager
+    def _recounted(self, scan: ScanProgress) -> Iterator[None]:
+        """Keep what is counted over all scans true while one of them changes."""
+        self._count(scan, -1)
+        try:
+            yield
+        finally:
+            self._count(scan, 1)
+
+    def _count(self, scan: ScanProgress, sign: int) -> None:
+        self._over += sign * (scan.ended is not None)
+        self._failed += sign * (scan.failed is not None)
+        self._active.pop(id(scan), None)
+        if scan.ended is None:
+            for step in self._steps_left(scan):
+                self._left[step] += sign
+            if sign > 0 and scan.started is not None:
+                self._active[id(scan)] = scan
+
     # Estimates
+
+    @staticmethod
+    def _steps_left(scan: ScanProgress) -> list[str]:
+        """List the steps of a scan that have not begun."""
+        return [step for step in scan.steps if step not in scan.done and step != scan.current]
 
     def expected(self, step: str) -> float:
         """Return how many seconds a step is expected to take."""
-        measured = self._measured.get(step)
-        return sum(measured) / len(measured) if measured else self._expected.get(step, 1.0)
+        count, total = self._measured.get(step, (0, 0.0))
+        return total / count if count else self._expected.get(step, 1.0)
 
     def remaining(self, scan: ScanProgress, now: float) -> float:
         """Estimate the seconds that a scan still needs."""
         if scan.ended is not None:
             return 0.0
-        left = sum(self.expected(step) for step in scan.steps
-                   if step not in scan.done and step != scan.current)  # fmt: skip
-        if scan.current is not None:
-            left += max(self.expected(scan.current) - (now - scan.step_started), 0.0)
-        return left
+        left = sum(self.expected(step) for step in self._steps_left(scan))
+        return left + self._of_current(scan, now)
+
+    def _of_current(self, scan: ScanProgress, now: float) -> float:
+        if scan.current is None:
+            return 0.0
+        return max(self.expected(scan.current) - (now - scan.step_started), 0.0)
 
     def remaining_all(self, now: float) -> float:
         """Estimate the seconds until all scans are over."""
-        return sum(self.remaining(scan, now) for scan in self.scans.values()) / self._parallel
+        left = sum(count * self.expected(step) for step, count in self._left.items())
+        left += sum(self._of_current(scan, now) for scan in self._active.values())
+        return left / self._parallel
 
     def _step_message(self, scan: ScanProgress, step: str, now: float) -> str:
         elapsed = clock_time(now - (scan.started or now))
@@ -180,16 +216,12 @@ class Progress:
 
     def lines(self, now: float, width: int = 80, height: int = 24) -> list[str]:
         """Return what is shown of the scans that are being worked on."""
-        active = [
-            scan for scan in self.scans.values() if scan.started is not None and scan.ended is None
-        ]
+        active = sorted(self._active.values(), key=lambda scan: (scan.started, scan.label))
         lines = [self._line(scan, now) for scan in active[: max(1, height - 2)]]
         if len(self.scans) > 1:
-            over = sum(scan.ended is not None for scan in self.scans.values())
-            failed = sum(scan.failed is not None for scan in self.scans.values())
-            text = f'{over} of {len(self.scans)} scans over'
-            if failed:
-                text += f', {failed} failed'
+            text = f'{self._over} of {len(self.scans)} scans over'
+            if self._failed:
+                text += f', {self._failed} failed'
             lines.append(f'{text}, about {clock_time(self.remaining_all(now))} left')
         return [line[: width - 1] for line in lines]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import logging
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -128,3 +129,35 @@ def test_node_belongs_to_the_workflow_below_the_outermost():
 )
 def test_clock_time(seconds, text):
     assert clock_time(seconds) == text
+
+
+def test_whole_is_the_sum_of_the_scans_whatever_happens(clock):
+    random = Random(0)
+    scans = {f'sub_{n}_wf': (f'sub-{n}', STEPS) for n in range(30)}
+    follow = Progress(scans, EXPECTED, clock=clock, stream=io.StringIO())
+    for _ in range(400):
+        clock.now += random.random()
+        follow.note(
+            random.choice(list(scans)), random.choice(STEPS),
+            random.choice(['start', 'end', 'start', 'end', 'exception']),
+        )  # fmt: skip
+        one_by_one = sum(follow.remaining(scan, clock.now) for scan in follow.scans.values())
+        assert follow.remaining_all(clock.now) == pytest.approx(one_by_one)
+    over = sum(scan.ended is not None for scan in follow.scans.values())
+    failed = sum(scan.failed is not None for scan in follow.scans.values())
+    assert 0 < failed < 30
+    assert f'{over} of 30 scans over, {failed} failed' in follow.lines(clock.now)[-1]
+
+
+def test_a_look_at_thousands_of_scans_visits_only_those_at_work(clock, monkeypatch):
+    scans = {f'sub_{n}_wf': (f'sub-{n}', STEPS) for n in range(5000)}
+    follow = Progress(scans, EXPECTED, clock=clock, stream=io.StringIO())
+    for name in list(scans)[:3000]:
+        for step in STEPS:
+            follow.note(name, step, 'start')
+            follow.note(name, step, 'end')
+    follow.note('sub_3000_wf', 'mask', 'start')
+    visited = []
+    monkeypatch.setattr(follow, 'expected', lambda step: visited.append(step) or 1.0)
+    assert '3000 of 5000 scans over' in follow.lines(clock.now)[-1]
+    assert len(visited) < 30
