@@ -2,9 +2,10 @@
 """How much the maps of a study resemble each other.
 
 Every map is read once. Smoothed maps hold no detail finer than their smoothing, so that voxels at
-half its width are enough to compare them: a thousand maps fit into a few hundred megabytes. The
-mean correlation of each map with the others and the distances come from one matrix, that of the
-correlations between all maps.
+half its width are enough to compare them: a thousand maps fit into a few hundred megabytes. No
+two maps are compared with each other: the mean correlation of a map with all others is its
+product with their sum, and the distances need only the first principal components, so that time
+and memory grow in proportion to the number of maps.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ MAX_COMPONENTS = 10
 
 MAX_VOXELS = 60_000
 """Voxels of the thinned grid that are kept of every map."""
+
+MAX_DENSE = 1000
+"""Maps (or voxels, if those are fewer) up to which all principal components are computed."""
+
+_BLOCK = 256
 
 MASK_FRACTION = 0.1
 """Voxels count where the mean map is above this fraction of its 99th percentile."""
@@ -137,9 +143,11 @@ def measure_homogeneity(
     inside = thin_mean > MASK_FRACTION * float(np.percentile(thin_mean, 99))
     if not inside.any():
         inside = np.ones_like(inside)
-    correlations = correlation_matrix(samples[:count, inside])
-    similar, notes = _mean_correlation(correlations)
-    distance, probability, components = mahalanobis(correlations)
+    values = samples[:count, inside]
+    del samples
+    standardise(values)
+    similar, notes = _mean_correlation(values)
+    distance, probability, components = mahalanobis(values)
     if not components:
         notes.append(
             f'Distances of maps need {2 * SESSIONS_PER_COMPONENT} maps; there are {count}'
@@ -192,45 +200,41 @@ def thinning(
         spacing *= 1.1
 
 
-def correlation_matrix(samples: np.ndarray) -> np.ndarray:
-    """Correlate maps with each other.
+def standardise(samples: np.ndarray) -> None:
+    """Give every map a mean of 0 and a length of 1, so that products are correlations.
 
     Parameters
     ----------
     samples : ndarray, shape (maps, voxels)
-        Overwritten.
-
-    Returns
-    -------
-    ndarray, shape (maps, maps)
-        float64; 0 for a map without any variation.
+        Changed in place; a map without any variation becomes 0.
     """
     for row in samples:  # row by row: a second copy of all maps is not needed
         row -= row.mean(dtype=np.float64)
         norm = math.sqrt(float(np.dot(row, row)))
         row /= norm if norm > 0 else 1.0
-    matrix = (samples @ samples.T).astype(np.float64)
-    return np.clip((matrix + matrix.T) / 2, -1, 1)
 
 
-def _mean_correlation(correlations: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    count = len(correlations)
+def _mean_correlation(samples: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return the mean correlation of every standardised map with the others."""
+    count = len(samples)
     if count < MIN_MAPS:
         note = f'The resemblance of maps needs {MIN_MAPS} maps; there are {count}'
         return np.full(count, np.nan), [note]
-    others = correlations.sum(axis=1) - np.diagonal(correlations)
-    return others / (count - 1), []
+    total = samples.sum(axis=0, dtype=np.float64)
+    others = np.empty(count)
+    for first in range(0, count, _BLOCK):
+        block = samples[first : first + _BLOCK].astype(np.float64)
+        others[first : first + _BLOCK] = block @ total - np.square(block).sum(axis=1)
+    return np.clip(others / (count - 1), -1, 1), []
 
 
-def mahalanobis(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def mahalanobis(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Measure how far each map is from the mean map, in the main directions of variation.
-
-    The matrix of correlations is that of the inner products of the standardised maps; centred, it
-    gives their principal components without ever forming a matrix over voxels.
 
     Parameters
     ----------
-    correlations : ndarray, shape (n, n)
+    samples : ndarray, shape (n, voxels)
+        Standardised maps; overwritten.
 
     Returns
     -------
@@ -244,20 +248,66 @@ def mahalanobis(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """
     from scipy.special import betaincc
 
-    count = len(correlations)
+    count = len(samples)
     components = min(MAX_COMPONENTS, count // SESSIONS_PER_COMPONENT)
     if count < 2 * SESSIONS_PER_COMPONENT:
         return np.full(count, np.nan), np.full(count, np.nan), 0
-    centre = correlations - correlations.mean(axis=0)
-    centre -= centre.mean(axis=1, keepdims=True)
-    values, vectors = np.linalg.eigh(centre)
-    vectors = vectors[:, -components:][:, values[-components:] > 1e-9 * max(values[-1], 1e-300)]
+    samples -= samples.mean(axis=0, dtype=np.float64).astype(samples.dtype)
+    vectors = principal_scores(samples, components)
     components = vectors.shape[1]
     if not components:  # all maps are equal
         return np.zeros(count), np.ones(count), 0
     distance = (count - 1) * np.square(vectors).sum(axis=1)
     share = np.clip(count * distance / (count - 1) ** 2, 0, 1)
     return distance, betaincc(components / 2, (count - components - 1) / 2, share), components
+
+
+def principal_scores(samples: np.ndarray, components: int, dense: int = MAX_DENSE) -> np.ndarray:
+    """Return the scores of the first principal components, each of length 1.
+
+    Parameters
+    ----------
+    samples : ndarray, shape (n, voxels)
+        Centred.
+    components : int
+        How many are wanted.
+    dense : int
+        Where both ``n`` and the voxels are more, the Lanczos method finds these few instead of
+        all (Lehoucq et al., ARPACK Users' Guide, 1998).
+
+    Returns
+    -------
+    ndarray of float64, shape (n, found)
+        Components without any variation are left out.
+    """
+    count, voxels = samples.shape
+    if count <= min(voxels, dense):
+        values, vectors = np.linalg.eigh((samples @ samples.T).astype(np.float64))
+    elif voxels <= dense:
+        values, axes = np.linalg.eigh((samples.T @ samples).astype(np.float64))
+        vectors = samples @ axes / np.sqrt(np.maximum(values, 1e-300))
+    else:
+        values, vectors = _lanczos(samples, components)
+    wanted = slice(-min(components, len(values)), None)
+    return vectors[:, wanted][:, values[wanted] > 1e-9 * count]
+
+
+def _lanczos(samples: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest eigenvalues, ascending, and eigenvectors of ``samples @ samples.T``."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    count = len(samples)
+
+    def multiply(vector: np.ndarray) -> np.ndarray:
+        narrow = vector.astype(samples.dtype, copy=False)
+        return (samples @ (narrow @ samples)).astype(np.float64)
+
+    operator = LinearOperator((count, count), multiply, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(count)  # the same maps, the same result
+    tolerance = 1e-6 if samples.dtype == np.float32 else 0
+    values, vectors = eigsh(operator, components, v0=start, tol=tolerance)
+    order = np.argsort(values)
+    return values[order], vectors[:, order]
 
 
 def unusual_distance(z: float, count: int, components: int) -> float:

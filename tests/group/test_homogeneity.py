@@ -8,9 +8,10 @@ from scipy import stats
 from scipy.ndimage import gaussian_filter
 
 from bids_app.group.homogeneity import (
-    correlation_matrix,
     mahalanobis,
     measure_homogeneity,
+    principal_scores,
+    standardise,
     thinning,
     unusual_distance,
 )
@@ -35,9 +36,25 @@ def maps(tmp_path):
     ]
 
 
-def test_correlations_are_those_of_numpy(maps):
+def test_products_of_standardised_maps_are_correlations(maps):
     data = np.stack([nib.load(path).get_fdata().ravel() for path in maps]).astype(np.float32)
-    np.testing.assert_allclose(correlation_matrix(data.copy()), np.corrcoef(data), atol=1e-5)
+    standard = data.copy()
+    standardise(standard)
+    np.testing.assert_allclose(standard @ standard.T, np.corrcoef(data), atol=1e-5)
+
+
+@pytest.mark.parametrize(('maps', 'voxels'), [(30, 200), (200, 30), (80, 90)])
+def test_lanczos_finds_the_components_of_the_full_decomposition(maps, voxels):
+    random = np.random.default_rng(1)
+    patterns = random.standard_normal((6, voxels)) * np.array([9, 7, 5, 3, 2, 1])[:, None]
+    data = random.standard_normal((maps, 6)) @ patterns + random.standard_normal((maps, voxels))
+    data -= data.mean(0)
+    expected = np.square(np.linalg.svd(data, full_matrices=False).U[:, :4]).sum(1)
+    for dense in (0, 1000):
+        found = np.square(principal_scores(data, 4, dense)).sum(1)
+        np.testing.assert_allclose(found, expected, rtol=1e-7)
+    single = np.square(principal_scores(data.astype(np.float32), 4, 0)).sum(1)
+    np.testing.assert_allclose(single, expected, rtol=1e-3)
 
 
 def test_mean_map_deviation_and_mean_correlation(maps):
@@ -56,7 +73,7 @@ def test_mean_map_deviation_and_mean_correlation(maps):
 def test_distance_is_that_of_the_projection(maps):
     data = np.stack([nib.load(path).get_fdata().ravel() for path in maps])
     standard = stats.zscore(data, axis=1) / np.sqrt(data.shape[1])
-    distance, probability, components = mahalanobis(standard @ standard.T)
+    distance, probability, components = mahalanobis(standard.copy())
     centred = standard - standard.mean(0)
     scores = np.linalg.svd(centred, full_matrices=False)
     projected = (scores.U * scores.S)[:, :components]
@@ -77,7 +94,7 @@ def test_probabilities_are_right_for_normally_distributed_maps():
     for _ in range(150):
         data = base + random.standard_normal((40, 8)) @ patterns
         standard = stats.zscore(data, axis=1) / np.sqrt(400)
-        below.append(np.mean(mahalanobis(standard @ standard.T)[1] < 0.05))
+        below.append(np.mean(mahalanobis(standard)[1] < 0.05))
     assert np.mean(below) == pytest.approx(0.05, abs=0.01)
 
 
