@@ -8,26 +8,45 @@ from typing import Any
 from torch import nn
 
 from bids_app.networks.context_unet import ContextUNet3D
+from bids_app.networks.densenet import (
+    DenseNet3D,
+    EarlyFusionDenseNet3D,
+    LateFusionDenseNet3D,
+)
+from bids_app.networks.hyperdensenet import HyperDenseNet3D
 from bids_app.networks.pif import ConvClassifier3D, LinearClassifier3D
 from bids_app.networks.symnet import SymNet
 from bids_app.networks.unet import ResidualUNet3D
+from bids_app.networks.vnet import VNet, VNetLight
 
 __all__ = [
     'NETWORKS',
     'ContextUNet3D',
     'ConvClassifier3D',
+    'DenseNet3D',
+    'EarlyFusionDenseNet3D',
+    'HyperDenseNet3D',
+    'LateFusionDenseNet3D',
     'LinearClassifier3D',
     'ResidualUNet3D',
     'SymNet',
+    'VNet',
+    'VNetLight',
     'build_network',
 ]
 
 NETWORKS: dict[str, type[nn.Module]] = {
     'ContextUNet3D': ContextUNet3D,
     'ConvClassifier3D': ConvClassifier3D,
+    'DenseNet3D': DenseNet3D,
+    'EarlyFusionDenseNet3D': EarlyFusionDenseNet3D,
+    'HyperDenseNet3D': HyperDenseNet3D,
+    'LateFusionDenseNet3D': LateFusionDenseNet3D,
     'LinearClassifier3D': LinearClassifier3D,
     'ResidualUNet3D': ResidualUNet3D,
     'SymNet': SymNet,
+    'VNet': VNet,
+    'VNetLight': VNetLight,
 }
 
 
