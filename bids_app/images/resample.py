@@ -29,6 +29,7 @@ __all__ = [
     'canonical',
     'conform_grid',
     'from_canonical',
+    'resample_rigid',
     'resample_separable',
     'resample_to',
     'slab',
@@ -318,6 +319,56 @@ def resample_to(
     if outside == 'zero':
         result[~_inside(matrix, data.shape, dst_shape)] = 0
     return result
+
+
+def resample_rigid(
+    moving: np.ndarray,
+    moving_affine: np.ndarray,
+    matrix: np.ndarray,
+    shape: Sequence[int],
+    affine: np.ndarray,
+    order: int = 3,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resample an image onto the grid of another one through a map between their worlds.
+
+    Parameters
+    ----------
+    moving : ndarray, shape (x, y, z)
+        Finite values.
+    moving_affine : array-like, shape (4, 4)
+        Its voxel-to-world matrix in mm.
+    matrix : array-like, shape (4, 4)
+        World of the grid to world of `moving`, mm, as
+        :func:`bids_app.registration.rigid.register_rigid` returns it.
+    shape : sequence of 3 int
+        Voxels of the grid.
+    affine : array-like, shape (4, 4)
+        Its voxel-to-world matrix in mm.
+    order : {0, 1, 3}
+        Nearest neighbour (labels), linear, or cubic B-spline. The values of cubic B-splines are
+        cut to the range of `moving`, which they would leave beside sharp edges.
+
+    Returns
+    -------
+    data : ndarray, shape `shape`
+        float32, with order 0 the dtype of `moving`; 0 where `moving` does not reach.
+    covered : ndarray of bool, shape `shape`
+        Voxels whose centre lies in the field of view of `moving`.
+    """
+    moving = np.asarray(moving)
+    source = np.linalg.inv(np.asarray(matrix, float)) @ np.asarray(moving_affine, float)
+    data = resample_to(moving, source, shape, affine, order)
+    if order == 3:
+        np.clip(data, moving.min(), moving.max(), out=data)
+    covered = np.empty(data.shape, dtype=bool)
+    to_voxel = np.linalg.inv(source)
+    planes = max((1 << 22) // max(data[0].size, 1), 1)  # positions in float64 are large
+    for first in range(0, data.shape[0], planes):
+        part, place = slab(data.shape, affine, first, first + planes)
+        covered[first : first + planes] = _inside(to_voxel @ place, moving.shape, part)
+    # Both ways of interpolating leave a little room for rounding at the border.
+    data[~covered] = 0
+    return data, covered
 
 
 def _inside(matrix: np.ndarray, src_shape: Sequence[int], dst_shape: Sequence[int]) -> np.ndarray:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write normalisations as ITK composite transforms, which ANTs, SimpleITK and fMRIPrep read.
+"""Transforms as ITK files, which ANTs, SimpleITK and fMRIPrep read.
 
-The files have the layout of ITK's ``HDF5TransformIO``: the group ``TransformGroup`` holds one
+Normalisations are composite transforms in HDF5, rigid maps between contrasts are text.
+
+The composites have the layout of ITK's ``HDF5TransformIO``: the group ``TransformGroup`` holds one
 group per transform, number 0 the type of the composite, the others its members, of which the
 *last* is applied to a point first. ITK's world is LPS: the first two components of points and
 displacements have the opposite sign of RAS+.
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from bids_app.registration.normalisation import Normalisation
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_TEXT_HEADER = '#Insight Transform File V1.0'
+_LINEAR = ('AffineTransform', 'MatrixOffsetTransformBase')
 _STEP = 2.0**-12
 """Displacements are rounded to multiples of this, in mm: a tenth of a micrometre of error halves
 the size of the files."""
@@ -77,6 +81,102 @@ def write_composite(
             )
             group.create_dataset('TransformParameters', data=parameters, **packing)
     return atomic_write_bytes(path, content.getvalue())
+
+
+def write_linear(path: Path, matrix: np.ndarray) -> Path:
+    """Write a rigid or affine map as ITK text file.
+
+    Parameters
+    ----------
+    path : Path
+        ``from-T2w_to-T1w_mode-image_xfm.txt``, say.
+    matrix : array-like, shape (4, 4)
+        World to world, RAS+, mm. As everywhere in ITK, the file that resamples images of the T2w
+        onto the T1w (``from-T2w_to-T1w``) holds the map of *points of the T1w to the T2w*, which
+        is what :func:`bids_app.registration.rigid.register_rigid` returns with the T1w as the
+        fixed image.
+
+    Returns
+    -------
+    Path
+        `path`.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not a finite, invertible affine map.
+    """
+    from bids_app.bids.files import atomic_write_text
+
+    matrix = np.asarray(matrix, dtype=float)
+    if (
+        matrix.shape != (4, 4)
+        or not np.isfinite(matrix).all()
+        or not np.array_equal(matrix[3], (0, 0, 0, 1))
+        or abs(np.linalg.det(matrix)) < 1e-9
+    ):
+        raise ValueError('expected a finite, invertible affine map of shape (4, 4)')
+    lps = _LPS @ matrix @ _LPS
+    # Adding 0 turns -0 into 0; repr keeps every digit.
+    numbers = ' '.join(repr(float(v) + 0.0) for v in [*lps[:3, :3].ravel(), *lps[:3, 3]])
+    text = (
+        f'{_TEXT_HEADER}\n#Transform 0\nTransform: AffineTransform_double_3_3\n'
+        f'Parameters: {numbers}\nFixedParameters: 0 0 0\n'
+    )
+    return atomic_write_text(path, text)
+
+
+def read_linear(path: Path) -> np.ndarray:
+    """Read a rigid or affine map from an ITK text file.
+
+    Parameters
+    ----------
+    path : Path
+        One transform whose parameters are a matrix by rows and a translation, about any centre
+        (``AffineTransform``, ``MatrixOffsetTransformBase``).
+
+    Returns
+    -------
+    ndarray, shape (4, 4)
+        World to world, RAS+, mm; see :func:`write_linear` for its direction.
+
+    Raises
+    ------
+    ImageError
+        If the file is not such a transform.
+    OSError
+        If it cannot be read.
+    """
+    from bids_app.errors import ImageError
+
+    text = Path(path).read_text(encoding='utf-8', errors='replace')
+    fields: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, found, value = line.partition(':')
+        if found and not line.startswith('#'):
+            fields.setdefault(name.strip(), []).append(value.strip())
+    kinds = fields.get('Transform', [])
+    if (
+        not text.startswith(_TEXT_HEADER)
+        or len(kinds) != 1
+        or kinds[0].partition('_')[0] not in _LINEAR
+    ):
+        raise ImageError(
+            f'{path}: not an ITK text file with one {" or ".join(_LINEAR)}; convert the transform '
+            'with ANTs (ConvertTransformFile) or SimpleITK'
+        )
+    try:
+        numbers = np.array([float(v) for v in fields['Parameters'][0].split()])
+        centre = np.array([float(v) for v in fields['FixedParameters'][0].split()])
+        linear = numbers[:9].reshape(3, 3)
+        lps = np.eye(4)
+        lps[:3, :3] = linear
+        lps[:3, 3] = numbers[9:12] + centre - linear @ centre
+    except (KeyError, ValueError) as error:
+        raise ImageError(
+            f'{path}: the parameters of the transform are incomplete; write the file again'
+        ) from error
+    return _LPS @ lps @ _LPS
 
 
 _Member = tuple[str, np.ndarray, np.ndarray]
