@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from bids_app.inference.classes import CLASSES
+from bids_app.networks import build_network
+from bids_app.networks.pif import parameter_count
 from bids_app.training.recipe import Recipe
 
 
@@ -41,7 +43,9 @@ def export_model(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
         state = torch.load(checkpoints / name / 'best.pt', map_location='cpu', weights_only=True)
         trained[name] = state['step']
         for key, value in state['network'].items():
-            tensors[f'{name}.{key}'] = value.half().contiguous()
+            # Counters of batch normalisation stay whole numbers.
+            value = value.half() if value.is_floating_point() else value
+            tensors[f'{name}.{key}'] = value.contiguous()
     content = save(tensors)
     _replace(folder / 'weights.safetensors', content)
     digest = hashlib.sha256(content).hexdigest()
@@ -61,9 +65,7 @@ def export_model(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
                 'spacing': stage.spacing,
                 'shape': list(stage.shape),
                 'steps': trained[name],
-                'parameters': sum(
-                    value.numel() for key, value in tensors.items() if key.startswith(f'{name}.')
-                ),
+                'parameters': parameter_count(build_network(stage.network, stage.arguments)),
             }
             for name, stage in recipe.stages.items()
         },

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from bids_app.errors import UsageError
 from bids_app.networks import build_network
 from bids_app.training.label_maps import LabelMaps
 from bids_app.training.losses import segmentation_loss
@@ -64,6 +65,22 @@ def learning_rate_factor(step: int, steps: int, warmup: int, decay: float) -> fl
         return (step + 1) / warmup
     start = steps * (1 - decay)
     return 1.0 if step < start else max(0.0, (steps - step) / max(1.0, steps - start))
+
+
+def make_optimizer(stage: StageRecipe, network: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser of a stage.
+
+    Raises
+    ------
+    UsageError
+        If the recipe names another than ``adamw`` and ``sgd``.
+    """
+    settings = {'lr': stage.learning_rate, 'weight_decay': stage.weight_decay}
+    if stage.optimizer == 'adamw':
+        return torch.optim.AdamW(network.parameters(), **settings)
+    if stage.optimizer == 'sgd':
+        return torch.optim.SGD(network.parameters(), momentum=stage.momentum, **settings)
+    raise UsageError(f'the recipe has an unknown optimizer "{stage.optimizer}": adamw or sgd')
 
 
 class _Endless(IterableDataset):
@@ -121,6 +138,9 @@ class Trainer:
         Processes that draw samples ahead of the optimiser; 0 draws them in between.
     """
 
+    losses: tuple[str, ...] = ('dice-ce',)
+    """What a recipe may name as the loss; for other tasks than tissue there is one each."""
+
     def __init__(
         self,
         stage: StageRecipe,
@@ -135,6 +155,10 @@ class Trainer:
         coarse: CoarseStage | None = None,
         workers: int = 0,
     ) -> None:
+        if stage.loss not in self.losses:
+            raise UsageError(
+                f'the recipe has an unknown loss "{stage.loss}": {" or ".join(self.losses)}'
+            )
         self.stage = stage
         self.coarse = coarse
         self.folder = folder
@@ -145,9 +169,7 @@ class Trainer:
         if initial is not None:
             self.network.load_state_dict(initial)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), stage.learning_rate, weight_decay=stage.weight_decay
-        )
+        self.optimizer = make_optimizer(stage, self.network)
         self.step = 0
         self.best = -math.inf
         self._resume()
@@ -272,7 +294,10 @@ class Trainer:
             for mean, value in zip(
                 self.average.state_dict().values(), self.network.state_dict().values(), strict=True
             ):
-                mean.lerp_(value, 1 - decay)
+                if mean.is_floating_point():
+                    mean.lerp_(value, 1 - decay)
+                else:  # batch normalisation counts its batches
+                    mean.copy_(value)
         return {**parts, 'loss': loss.item()}
 
     def validate(self) -> None:

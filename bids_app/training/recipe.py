@@ -32,7 +32,7 @@ class StageRecipe:
     batch : int
         Samples of a step.
     learning_rate, weight_decay : float
-        AdamW.
+        Of the optimiser.
     warmup : int
         Steps of linear warm-up.
     decay : float
@@ -45,6 +45,12 @@ class StageRecipe:
         Ranges of the synthesis.
     late_ranges : Ranges
         Ranges while the learning rate falls: milder and closer to the scans that matter most.
+    optimizer : {'adamw', 'sgd'}
+        Adam with decoupled weight decay, or stochastic gradient descent.
+    momentum : float
+        Of the latter.
+    loss : str
+        For tissue networks: a key of :data:`bids_app.training.losses.TISSUE_LOSSES`.
     """
 
     network: str
@@ -62,6 +68,9 @@ class StageRecipe:
     validate_every: int
     ranges: Ranges
     late_ranges: Ranges
+    optimizer: str = 'adamw'
+    momentum: float = 0.0
+    loss: str = 'dice-ce'
 
     def falling(self, step: int, steps: int) -> bool:
         """Return whether the learning rate falls at a step of a schedule of so many steps."""

@@ -24,7 +24,7 @@ from bids_app.training.contrast import Contrast, draw_contrast
 from bids_app.training.label_maps import LabelMaps
 from bids_app.training.lesions import draw_lesions
 from bids_app.training.loop import Trainer, Validator
-from bids_app.training.losses import soft_dice
+from bids_app.training.losses import TISSUE_LOSSES
 from bids_app.training.synthesis import (
     Deformation,
     Ranges,
@@ -253,24 +253,10 @@ def _grow(mask: torch.Tensor, voxels: int) -> torch.Tensor:
     return image[0, 0] > 0.5
 
 
-def tissue_loss(
-    logits: torch.Tensor, target: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Return Dice plus cross-entropy, and both for the log.
-
-    Parameters
-    ----------
-    logits, target : torch.Tensor, shape (batch, classes, x, y, z)
-        The target holds shares that sum to 1.
-    """
-    log_probability = functional.log_softmax(logits.float(), dim=1)
-    entropy = -(target * log_probability).sum(dim=1).mean()
-    dice = soft_dice(log_probability.exp(), target)
-    return dice + entropy, {'ce': entropy.item(), 'dice': dice.item()}
-
-
 class TissueTrainer(Trainer):
     """Trains a tissue network; ``contrasts`` are those of its channels."""
+
+    losses = tuple(TISSUE_LOSSES)
 
     def __init__(self, *args: Any, contrasts: Sequence[str], **kwargs: Any) -> None:
         self.contrasts = tuple(contrasts)
@@ -292,7 +278,7 @@ class TissueTrainer(Trainer):
         target = torch.stack([sample.target for sample in drawn]).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             logits = self.network(image)
-        return tissue_loss(logits, target)
+        return TISSUE_LOSSES[self.stage.loss](logits, target)
 
     def _make_validator(self, maps: LabelMaps, count: int = 16) -> Validator:
         sampler = self._make_sampler(maps, self.stage.late_ranges, 12345)

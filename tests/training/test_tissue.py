@@ -14,8 +14,9 @@ from bids_app.training.__main__ import main
 from bids_app.training.contrast import draw_contrast
 from bids_app.training.label_maps import LabelMaps, load_label_maps
 from bids_app.training.lesions import draw_lesions
+from bids_app.training.losses import tissue_loss
 from bids_app.training.synthesis import Ranges
-from bids_app.training.tissue import TISSUES, TissueSampler, tissue_loss
+from bids_app.training.tissue import TISSUES, TissueSampler
 
 STILL = Ranges(
     rotation=0, scaling=(1, 1), shear=0, elastic=0, elastic_fine=0, bias=0, noise=0, gamma=0,
