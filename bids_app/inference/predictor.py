@@ -109,14 +109,17 @@ class Predictor:
             ),
         ):
             if tile is None or all(n <= tile for n in shape):
-                given = None if context is None else context[None].to(device)
-                return network(image[None].to(device), given)[0].float().cpu()
+                given = () if context is None else (context[None].to(device),)
+                return network(image[None].to(device), *given)[0].float().cpu()
             total, weights = None, torch.zeros(shape)
             for corner, size in tiles(shape, tile):
                 at = tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
                 half = tuple(slice(s.start // 2, s.stop // 2) for s in at)
-                given = None if context is None else context[(None, slice(None), *half)].to(device)
-                found = network(image[(None, slice(None), *at)].to(device), given)[0].float().cpu()
+                given = ()
+                if context is not None:
+                    given = (context[(None, slice(None), *half)].to(device),)
+                piece = image[(None, slice(None), *at)].to(device)
+                found = network(piece, *given)[0].float().cpu()
                 weight = gaussian_window(size)
                 if total is None:
                     total = torch.zeros((found.shape[0], *shape))
