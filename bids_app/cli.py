@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_app import __version__
+from bids_app.cluster.batches import parse_batch
 from bids_app.config import MODULES, RunConfig, read_toml
 from bids_app.environment import (
     default_nprocs,
@@ -60,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_environment()
     debug = False
     try:
+        if argv[:1] == ['slurm']:
+            from bids_app.cluster.command import main as slurm
+
+            return slurm(argv[1:])
         config = parse(argv)
         debug = 'traceback' in config.debug
         limit_threads(config.omp_nthreads)
@@ -130,6 +135,9 @@ def run(config: RunConfig) -> int:
 
     records = add_precomputed(collect_sessions(config), config.derivatives)
     usable = [record for record in records if record.problem is None]
+    if not records and config.batch:
+        LOGGER.info('Nothing to do: batch %s has no participants', config.batch)
+        return 0
     if config.dry_run:
         from bids_app.bids.overview import overview
 
@@ -337,8 +345,11 @@ def _check_choices(values: dict[str, Any]) -> None:
         for choice in (asked,) if isinstance(asked, str) else asked:
             if choice not in choices:
                 raise UsageError(f'{name} cannot be "{choice}"; use one of {", ".join(choices)}')
+    if values.get('batch') is not None:
+        parse_batch(values['batch'])
     if not re.fullmatch(DEVICE_PATTERN, values.get('device', 'auto')):
-        raise UsageError(f'device cannot be "{values["device"]}"; use auto, cpu, cuda or cuda:N')
+        raise UsageError(f'device cannot be "{values["device"]}"; use auto, cpu, cuda, cuda:N or '
+                         'several as cuda:0,cuda:1')
     for name in ('nprocs', 'omp_nthreads', 'gpu_slots', 'mem_gb'):
         if values.get(name, 1) <= 0:
             raise UsageError(f'{name} must be above 0, not {values[name]}')

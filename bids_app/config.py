@@ -31,6 +31,7 @@ class RunConfig:
     """One run of the app.
 
     Labels are without their ``sub-`` and ``ses-`` prefixes; ``None`` means all of them.
+    ``batch`` is ``i/n``, a part of the participants (:mod:`bids_app.cluster.batches`).
     ``mem_gb`` is in gigabytes, ``None`` leaves the limit to the machine.
     ``smooth_fwhm`` and ``voxel_size`` are in millimetres. ``derivatives`` are folders of other
     pipelines by the names they get here, ``atlas`` holds files in template space, each with its
@@ -47,6 +48,7 @@ class RunConfig:
 
     participant_label: tuple[str, ...] | None = None
     session_label: tuple[str, ...] | None = None
+    batch: str | None = None
     bids_filters: dict[str, dict[str, Any]] = field(default_factory=dict)
     bids_database_dir: Path | None = None
     skip_bids_validation: bool = False
@@ -180,7 +182,7 @@ def read_toml(text: str, source: str = 'configuration') -> dict[str, Any]:
 _TABLES: dict[str, tuple[str, ...]] = {
     'execution': (
         'bids_dir', 'output_dir', 'analysis_level', 'participant_label', 'session_label',
-        'bids_filters', 'bids_database_dir', 'skip_bids_validation', 'derivatives', 'work_dir',
+        'batch', 'bids_filters', 'bids_database_dir', 'skip_bids_validation', 'derivatives', 'work_dir',
         'clean_workdir', 'boilerplate_only', 'reports_only', 'dry_run', 'overwrite',
         'skip_failed', 'debug', 'verbose', 'run_uuid', 'command_line',
     ),

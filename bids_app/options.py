@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bids_app import __version__
+from bids_app.cluster.batches import parse_batch
 from bids_app.config import MODULES
 from bids_app.errors import UsageError
 from bids_app.group.options import add_group_options
@@ -19,7 +20,7 @@ REFERENCES = ('sessionwise', 'first-lex')
 PRECISIONS = ('auto', 'float32', 'bfloat16')
 REGISTRATIONS = ('network', 'refined', 'ants')
 DEBUG = ('workdir', 'nipype', 'traceback')
-DEVICE_PATTERN = r'auto|cpu|cuda(:\d+)?'
+DEVICE_PATTERN = r'auto|cpu|cuda|cuda:\d+(,cuda:\d+)*'
 
 EXIT_CODES = """\
 exit codes:
@@ -132,6 +133,11 @@ def _add_input_options(parser: Parser) -> None:
         help='sessions to process, with or without "ses-" (default: all)',
     )  # fmt: skip
     group.add_argument(
+        '--batch', metavar='I/N', type=_batch,
+        help='the I-th of N parts of the participants, by subject: 1/3, 2/3 and 3/3 together are '
+        'all of them',
+    )  # fmt: skip
+    group.add_argument(
         '--bids-filter-file', metavar='FILE', type=Path,
         help='JSON that narrows the choice of images, for instance '
         '{"t1w": {"acquisition": "mprage", "run": null}}; keys t1w, t2w, flair, dwi; null means '
@@ -177,8 +183,9 @@ def _add_method_options(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         '--device', metavar='DEVICE', type=_device,
-        help='auto (default: a GPU where one works, and one line why), cpu, cuda, or cuda:N, '
-        'which fail if they cannot be had. Results of CPU and GPU are not numerically identical',
+        help='auto (default: a GPU where one works, and one line why), cpu, cuda, cuda:N, or '
+        'several: cuda:0,cuda:1; GPUs that cannot be had are an error. Results of CPU and GPU are '
+        'not numerically identical',
     )  # fmt: skip
     group.add_argument(
         '--precision', choices=PRECISIONS,
@@ -257,7 +264,7 @@ def _add_resource_options(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         '--gpu-slots', type=_positive, metavar='N',
-        help='network steps that share the GPU at a time (default: 1)',
+        help='network steps that share a GPU at a time (default: 1)',
     )  # fmt: skip
     group.add_argument(
         '--use-plugin', '--nipype-plugin-file', dest='use_plugin', type=Path, metavar='FILE',
@@ -329,7 +336,7 @@ def _add_other_options(parser: Parser) -> None:
 
 def _add_later_options(parser: Parser) -> None:
     for names in (
-        ('--resource-monitor',), ('--write-graph',), ('--lesion-mask',), ('--batch',),
+        ('--resource-monitor',), ('--write-graph',), ('--lesion-mask',),
     ):  # fmt: skip
         parser.add_argument(*names, nargs='*', action=_Later, help=argparse.SUPPRESS)
 
@@ -347,6 +354,14 @@ def _labels(prefix: str) -> Callable[[str], list[str]]:
         return found
 
     return labels
+
+
+def _batch(text: str) -> str:
+    try:
+        parse_batch(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix('--batch ')) from None
+    return text
 
 
 def _derivative(text: str) -> tuple[str, Path]:
@@ -396,5 +411,5 @@ def _memory(unit: float) -> Callable[[str], float]:
 
 def _device(text: str) -> str:
     if not re.fullmatch(DEVICE_PATTERN, text):
-        raise argparse.ArgumentTypeError(f'"{text}" is not one of auto, cpu, cuda, cuda:N')
+        raise argparse.ArgumentTypeError(f'"{text}" is not one of auto, cpu, cuda, cuda:N and cuda:0,cuda:1')
     return text

@@ -95,6 +95,7 @@ VALUES = {
     '--gpu-slots': '2', '--debug': 'workdir', '--work-dir': 'w', '--models-dir': 'm',
     '--bids-database-dir': 'd', '--registration': 'ants', '--output-spaces': 'MNI305:res-2',
     '--voxel-size': '2', '--smooth-fwhm': '8', '--atlas': 'a.nii', '--derivatives': 'x=raw',
+    '--batch': '1/2',
 }  # fmt: skip
 GROUP = {
     '--contrast', '--map', '--n-permutations', '--no-tfce', '--mask-threshold',
@@ -107,7 +108,7 @@ WITH_FILE = {
     '--nipype-plugin-file',
     '--config-file',
 }
-LATER = {'--resource-monitor', '--write-graph', '--lesion-mask', '--batch'}
+LATER = {'--resource-monitor', '--write-graph', '--lesion-mask'}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from bids_app.bids.layout import (
     session_labels,
     subject_labels,
 )
+from bids_app.cluster.batches import take_batch
 from bids_app.errors import NoInputError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def collect_sessions(config: RunConfig) -> list[SessionRecord]:
     Parameters
     ----------
     config : RunConfig
-        Of it ``bids_dir``, ``participant_label``, ``session_label``, ``bids_filters``,
+        Of it ``bids_dir``, ``participant_label``, ``session_label``, ``batch``, ``bids_filters``,
         ``bids_database_dir`` and ``subject_anatomical_reference`` are used.
 
     Returns
@@ -128,8 +129,11 @@ def collect_sessions(config: RunConfig) -> list[SessionRecord]:
         If an asked participant or session does not exist, or there are no subjects at all.
     """
     bids_dir = Path(os.path.abspath(config.bids_dir))
-    subjects = find_participants(bids_dir, config.participant_label)
-    asked = None if config.participant_label is None else subjects
+    subjects = take_batch(find_participants(bids_dir, config.participant_label), config.batch)
+    if not subjects:  # more batches than participants
+        return []
+    everyone = config.participant_label is None and config.batch is None
+    asked = None if everyone else subjects
     layout = open_layout(bids_dir, asked, config.bids_database_dir)
     images = _catalogue(layout, bids_dir, set(subjects))
     matches = match_filters(layout, config.bids_filters)

@@ -99,6 +99,8 @@ def resolve_level(given: dict[str, Any], level: str | None) -> dict[str, Any]:
             raise UsageError(
                 '--classifier belongs to the participant level; --classify COLUMN trains one'
             )
+        if 'batch' in result:
+            raise UsageError('--batch belongs to the participant level; a group is not split')
         if 'model' in result:
             formula = result.pop('model')
             if '~' not in formula:

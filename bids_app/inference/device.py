@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,12 +22,40 @@ print(json.dumps({"names": names, "cuda": torch.version.cuda}))
 """
 
 
+DEVICE_VARIABLE = 'ANATNET_DEVICE'
+"""Set in a worker that serves one of several GPUs."""
+
+
 @dataclass(frozen=True)
 class DeviceChoice:
-    """The device to use and, in one line, why."""
+    """The devices to use and, in one line, why.
+
+    Attributes
+    ----------
+    device : str
+        The first of them.
+    reason : str
+        Why this one.
+    devices : tuple of str
+        All that networks are spread over.
+    """
 
     device: str
     reason: str
+    devices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.devices:
+            object.__setattr__(self, 'devices', (self.device,))
+
+
+def device_here(device: str) -> str:
+    """Return the device that a step of this process uses.
+
+    Steps are asked for the first GPU; a worker that serves another one says so by
+    ``ANATNET_DEVICE``. The CPU stays the CPU.
+    """
+    return os.environ.get(DEVICE_VARIABLE, device) if device.startswith('cuda') else device
 
 
 def probe_cuda() -> tuple[list[str], str]:
@@ -52,7 +81,7 @@ def resolve_device(requested: str = 'auto') -> DeviceChoice:
 
     Parameters
     ----------
-    requested : {'auto', 'cpu', 'cuda', 'cuda:N'}
+    requested : {'auto', 'cpu', 'cuda', 'cuda:N', 'cuda:N,cuda:M'}
         What the user asked for. ``auto`` takes the first GPU and falls back to the CPU, and says
         so; the other values are taken literally.
 
@@ -67,17 +96,20 @@ def resolve_device(requested: str = 'auto') -> DeviceChoice:
     """
     if requested == 'cpu':
         return DeviceChoice('cpu', 'cpu (asked for)')
-    if not re.fullmatch(r'auto|cuda(:\d+)?', requested):
-        raise UsageError(f"--device {requested}: choose 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    if not re.fullmatch(r'auto|cuda|cuda:\d+(,cuda:\d+)*', requested):
+        raise UsageError(
+            f"--device {requested}: choose 'auto', 'cpu', 'cuda', 'cuda:N' or 'cuda:0,cuda:1'"
+        )
     names, reason = probe_cuda()
     if requested == 'auto' and not names:
         return DeviceChoice('cpu', f'cpu (auto: {reason})')
-    index = int(requested.partition(':')[2] or 0)
-    if index >= len(names):
+    indices = sorted({int(one.partition(':')[2] or 0) for one in requested.split(',')})
+    if indices[-1] >= len(names):
         found = f'only {len(names)} found' if names else reason
         raise UsageError(f'--device {requested}: {found}: use --device auto or cpu')
     asked = 'auto' if requested == 'auto' else 'asked for'
-    return DeviceChoice(f'cuda:{index}', f'cuda:{index} ({asked}: {names[index]})')
+    said = ', '.join(f'cuda:{index} ({asked}: {names[index]})' for index in indices)
+    return DeviceChoice(f'cuda:{indices[0]}', said, tuple(f'cuda:{index}' for index in indices))
 
 
 def cpu_has_bfloat16() -> bool:

@@ -39,6 +39,22 @@ def test_device_beyond_the_last_is_an_error(two_gpus):
         resolve_device('cuda:2')
 
 
+def test_several_devices(two_gpus):
+    assert resolve_device('auto').devices == ('cuda:0',)
+    choice = resolve_device('cuda:1,cuda:0')
+    assert (choice.device, choice.devices) == ('cuda:0', ('cuda:0', 'cuda:1'))
+    assert choice.reason == 'cuda:0 (asked for: H200), cuda:1 (asked for: H200)'
+    with pytest.raises(UsageError, match='only 2 found'):
+        resolve_device('cuda:0,cuda:2')
+
+
+def test_worker_of_another_gpu_says_so(monkeypatch):
+    assert device.device_here('cuda:0') == 'cuda:0'
+    monkeypatch.setenv(device.DEVICE_VARIABLE, 'cuda:1')
+    assert device.device_here('cuda:0') == 'cuda:1'
+    assert device.device_here('cpu') == 'cpu'
+
+
 def test_unknown_device_lists_the_choices():
     with pytest.raises(UsageError, match='auto'):
         resolve_device('gpu')
