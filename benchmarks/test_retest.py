@@ -6,7 +6,9 @@
 The copy is resampled (cubic spline) after a rotation, a shift and a scaling that are known. Both
 go through the whole participant level, and after division by the known change of volume the
 volumes of all structures, tissues and atlas regions are compared. The atlas is the label map of
-the template itself.
+the template itself. ``registration_alone`` leaves out what the segmentation adds: the maps of the
+first scan are moved by the same known map, both sets are registered, and the volumes of the
+atlas' regions (sum of the Jacobian) and of the tissues in them are compared.
 """
 
 from __future__ import annotations
@@ -23,11 +25,10 @@ from bids_app.cli import main as anatnet
 from bids_app.images.templates import find_template
 
 
-def moved(path: Path, out: Path, zoom: float) -> None:
-    """Write the scan rotated by (6, -4, 8) degrees, shifted by (5, -7, 4) mm and scaled."""
+def moved(image: nib.Nifti1Image, zoom: float, order: int) -> nib.Nifti1Image:
+    """Rotate an image by (6, -4, 8) degrees, shift it by (5, -7, 4) mm and scale it."""
     from scipy.ndimage import affine_transform
 
-    image = nib.load(path)
     data = np.asarray(image.dataobj, dtype=np.float32)
     matrix = np.eye(4)
     for axis, angle in enumerate(np.deg2rad([6.0, -4.0, 8.0])):
@@ -40,8 +41,51 @@ def moved(path: Path, out: Path, zoom: float) -> None:
     centre = image.affine @ [*((np.array(data.shape[:3]) - 1) / 2), 1]
     matrix[:3, 3] = centre[:3] - matrix[:3, :3] @ centre[:3] + [5, -7, 4]
     back = np.linalg.inv(image.affine) @ np.linalg.inv(matrix) @ image.affine
-    copy = affine_transform(data, back[:3, :3], back[:3, 3], order=3, mode='constant')
-    nib.Nifti1Image(np.maximum(copy, 0), image.affine).to_filename(out)
+    copy = affine_transform(data, back[:3, :3], back[:3, 3], order=order, mode='constant')
+    return nib.Nifti1Image(np.maximum(copy, 0), image.affine)
+
+
+def registration_alone(anat: Path, zoom: float) -> dict:
+    """Register the maps of a session, and the same maps moved and scaled; compare regions."""
+    from bids_app.inference.models import find_model, load_networks
+    from bids_app.morphometry.regions import read_atlas, regional_volumes
+    from bids_app.registration.run import normalise, read_template
+    from bids_app.registration.shares import scan_shares
+
+    found = find_template('MNI152NLin2009aSym')
+    template = read_template(found)[0]
+    atlas = read_atlas(found.labels)
+    network = load_networks(find_model('symnet'))['symnet']
+    images = {
+        tissue: nib.load(next(anat.glob(f'sub-first_label-{tissue}_probseg.nii.gz')))
+        for tissue in ('GM', 'WM', 'CSF')
+    }
+    images['labels'] = nib.load(anat / 'sub-first_desc-wholebrain_dseg.nii.gz')
+    tables, volumes = [], []
+    labels = np.asarray(nib.load(found.labels).dataobj)
+    values = sorted(atlas.names)
+    for copied in (False, True):
+        given = {
+            name: moved(image, zoom, 0 if name == 'labels' else 1) if copied else image
+            for name, image in images.items()
+        }
+        maps = {name: np.asarray(image.dataobj, np.float32) for name, image in given.items()}
+        affine = given['labels'].affine
+        scan = scan_shares(maps['GM'], maps['WM'], maps['labels'].round().astype(np.int16), affine)
+        registered = normalise(scan, template, space='MNI152NLin2009aSym', network=network)
+        tissues = {name.lower(): maps[name] for name in ('GM', 'WM', 'CSF')}
+        tables.append(regional_volumes(atlas, registered, tissues, affine))
+        change = registered.jacobian() * abs(np.linalg.det(registered.affine[:3, :3]))
+        volumes.append(np.array([change[labels == value].sum() for value in values]))
+    percent = 100 * (volumes[1] / zoom**3 / volumes[0] - 1)
+    return {
+        'regions': len(values),
+        'mean_absolute_percent': round(float(np.abs(percent).mean()), 2),
+        'below_1_percent': int((np.abs(percent) < 1).sum()),
+        'largest': {values[i]: round(float(percent[i]), 2)
+                    for i in np.abs(percent).argsort()[::-1][:3]},
+        'tissue_in_regions': compare(*tables, zoom**3),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -56,7 +100,8 @@ def main() -> None:
     description = {'Name': 'test and retest', 'BIDSVersion': '1.9.0'}
     (raw / 'dataset_description.json').write_text(json.dumps(description))
     nib.save(nib.load(options.scan), raw / 'sub-first' / 'anat' / 'sub-first_T1w.nii.gz')
-    moved(options.scan, raw / 'sub-second' / 'anat' / 'sub-second_T1w.nii.gz', options.zoom)
+    copy = moved(nib.load(options.scan), options.zoom, 3)
+    copy.to_filename(raw / 'sub-second' / 'anat' / 'sub-second_T1w.nii.gz')
     atlas = find_template('MNI152NLin2009aSym').labels
     code = anatnet([
         str(raw), str(out), 'participant', '--atlas', str(atlas), '--nprocs', '2',
@@ -70,6 +115,7 @@ def main() -> None:
         result['tables'][first.name.removeprefix('sub-first_')] = compare(
             pd.read_csv(first, sep='\t'), pd.read_csv(second, sep='\t'), options.zoom**3
         )
+    result['registration_alone'] = registration_alone(out / 'sub-first' / 'anat', options.zoom)
     print(json.dumps(result, indent=2))
 
 
