@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from bids_app.environment import (
 )
 from bids_app.errors import AnatNetError, ModelError, NoInputError, SoftwareError, UsageError
 from bids_app.group.options import check_group_options, resolve_level
+from bids_app.interruption import MESSAGE, Interrupted, Interruption, end_within
 from bids_app.options import (
     DEBUG,
     DEVICE_PATTERN,
@@ -42,6 +44,9 @@ LOGGER = logging.getLogger('anatnet')
 # A configuration file describes a run, these belong to one call.
 _NOT_FROM_FILE = ('run_uuid', 'command_line')
 
+ENDING_SECONDS = 1.0
+"""Time for the interpreter to end after an interruption."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the app.
@@ -55,34 +60,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         Exit code: 0 done, 1 a scan failed, 2 usage, 16 invalid BIDS, 66 no input, 70 a fault of
-        the software, 130 interrupted.
+        the software, 130 and 143 interrupted by Ctrl-C and by SIGTERM.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    prepare_environment()
+    if argv is not None:
+        return _main(list(argv))
+    code = _main(sys.argv[1:])
+    if code in (130, 143):  # the interpreter would wait for threads that are still busy
+        end_within(ENDING_SECONDS, code)
+    return code
+
+
+def _main(argv: list[str]) -> int:
+    """Run the app and turn what is raised into a line and an exit code."""
     debug = False
+    interruption = Interruption()
     try:
-        if argv[:1] == ['slurm']:
-            from bids_app.cluster.command import main as slurm
+        with interruption:
+            prepare_environment()
+            if argv[:1] == ['slurm']:
+                from bids_app.cluster.command import main as slurm
 
-            return slurm(argv[1:])
-        config = parse(argv)
-        debug = 'traceback' in config.debug
-        limit_threads(config.omp_nthreads)
-        from bids_app.logs import close_logging, setup_logging
-
-        setup_logging(config.verbose)
-        try:
-            return run(config)
-        finally:
-            close_logging()
+                return slurm(argv[1:])
+            config = parse(argv)
+            debug = 'traceback' in config.debug
+            limit_threads(config.omp_nthreads)
+            return _logged(config)
     except AnatNetError as error:
         if debug:
             raise
         print(f'anatnet: error: {error}', file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print('anatnet: interrupted; the same command goes on from here', file=sys.stderr)
-        return 130
+    except (Interrupted, KeyboardInterrupt):
+        print(MESSAGE, file=sys.stderr)
+        return 128 + (interruption.number or signal.SIGINT)
     except BrokenPipeError:  # "anatnet --dry-run | head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -169,6 +179,17 @@ def _check_template_space(config: RunConfig) -> None:
 
         for atlas in read_atlases(config.atlas):
             atlas_space(atlas.path, spaces)
+
+
+def _logged(config: RunConfig) -> int:
+    """Run with the logger of the app, and close its files."""
+    from bids_app.logs import close_logging, setup_logging
+
+    setup_logging(config.verbose)
+    try:
+        return run(config)
+    finally:
+        close_logging()
 
 
 def _announce(config: RunConfig, records: list[SessionRecord]) -> None:

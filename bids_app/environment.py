@@ -7,6 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from bids_app.errors import UsageError
+
 THREAD_VARIABLES = (
     'OMP_NUM_THREADS',
     'OPENBLAS_NUM_THREADS',
@@ -23,9 +25,21 @@ def prepare_environment() -> None:
     home folder; Nipype, matplotlib and templateflow then get one in the temporary folder.
     Idle threads sleep instead of spinning: where other processes want the same cores, spinning
     made the network steps five times slower.
+
+    Raises
+    ------
+    UsageError
+        If there is no folder at all for temporary files.
     """
     os.environ['NO_ET'] = '1'
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise UsageError(
+            'no folder for temporary files can be written (TMPDIR, /tmp, /var/tmp); give a '
+            'container one with --tmpfs /tmp, or set TMPDIR to a folder that is writable'
+        ) from None
     home = Path(os.environ.get('HOME') or os.path.expanduser('~'))
     if not _is_writable(home):
         stand_in = Path(tempfile.gettempdir()) / f'anatnet-home-{_uid()}'

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bids_app import environment
+from bids_app.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,15 @@ def test_a_good_home_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
     environment.prepare_environment()
     assert os.environ['HOME'] == str(tmp_path)
+
+
+def test_without_any_temporary_folder_the_error_says_what_to_do(monkeypatch):
+    def none():
+        raise FileNotFoundError
+
+    monkeypatch.setattr(environment.tempfile, 'gettempdir', none)
+    with pytest.raises(UsageError, match='--tmpfs /tmp'):
+        environment.prepare_environment()
 
 
 def test_threads():

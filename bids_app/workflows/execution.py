@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How workflows are run: Nipype's settings, the plugin and its resources, and signals."""
+"""How workflows are run: Nipype's settings, the plugin and its resources."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,50 +17,6 @@ from bids_app.errors import UsageError
 LOGGER = logging.getLogger('anatnet.workflow')
 
 POLL_SECONDS = 0.05
-
-
-class Interrupted(BaseException):
-    """A signal asks the run to stop; not an Exception, so that no step takes it for its own."""
-
-
-class Interruption:
-    """Listen for Ctrl-C and SIGTERM while the block runs.
-
-    The first signal raises :class:`Interrupted`. Nipype swallows even that while an interface
-    runs in the main process; :meth:`check`, called between the steps, raises it again. A second
-    signal does what it does by default.
-
-    Attributes
-    ----------
-    number : int, optional
-        The signal that came.
-    """
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                    self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.number = number
-        for known in self._before:
-            signal.signal(known, signal.SIG_DFL)
-        raise Interrupted
-
-    def check(self) -> None:
-        """Raise :class:`Interrupted` if a signal has come."""
-        if self.number is not None:
-            raise Interrupted
 
 
 def limit_workers(config: RunConfig) -> dict[str, str]:

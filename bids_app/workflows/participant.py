@@ -15,6 +15,7 @@ from bids_app import __version__
 from bids_app.bids.files import atomic_write_text, remove_leftovers
 from bids_app.bids.inputs import SessionRecord
 from bids_app.config import RunConfig
+from bids_app.interruption import Interrupted, Interruption
 from bids_app.progress import Progress, scan_of
 from bids_app.resume import (
     ANY_SIZE,
@@ -28,8 +29,6 @@ from bids_app.resume import (
 from bids_app.workflows import reporting
 from bids_app.workflows.execution import (
     Executor,
-    Interrupted,
-    Interruption,
     configure_nipype,
     limit_workers,
 )

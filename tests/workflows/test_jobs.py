@@ -6,7 +6,7 @@ import pytest
 from bids_app.bids.inputs import Scan, SessionRecord
 from bids_app.config import RunConfig
 from bids_app.errors import UsageError
-from bids_app.workflows.execution import Executor, Interrupted, Interruption, read_plugin_file
+from bids_app.workflows.execution import Executor, read_plugin_file
 from bids_app.workflows.jobs import crash_step, make_jobs, workflow_name
 from bids_app.workflows.participant import _summarise
 
@@ -121,21 +121,3 @@ def test_plugin_file_wins_over_our_settings(tmp_path, config):
         plugin = executor._steady
         assert (plugin.processors, plugin.memory_gb, plugin.n_gpu_procs) == (3, 5, 2)
         assert plugin.raise_insufficient is False
-
-
-def test_swallowed_interruption_is_raised_again():
-    import os
-    import signal
-    import time
-
-    def step():  # Nipype could swallow what is raised here
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-
-    with Interruption() as interruption:
-        interruption.check()
-        with pytest.raises(Interrupted):
-            step()
-        with pytest.raises(Interrupted):
-            interruption.check()
-    assert interruption.number == signal.SIGTERM
