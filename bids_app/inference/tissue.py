@@ -85,8 +85,8 @@ def choose_tissue_model(
     """Return the folder of the tissue model for the contrasts of a session, and log why.
 
     Without a name it is the model that uses most of the contrasts. Of equals it is the one with
-    the fewest empty channels, then one made for just these contrasts rather than for any, then
-    the one with the highest ``priority`` in its card (0 where there is none), then the first by
+    the fewest empty channels, then the one with the highest ``priority`` in its card (0 where
+    there is none), then one made for just these contrasts rather than for any, then the first by
     name.
 
     Parameters
@@ -122,8 +122,8 @@ def choose_tissue_model(
         rank = (
             used,
             used - len(channels),
-            'any' not in card.content['contrasts'],
             card.content.get('priority', 0),
+            'any' not in card.content['contrasts'],
         )
         if best is None or rank > best[0]:
             best = (rank, folder, channels)

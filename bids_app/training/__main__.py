@@ -22,7 +22,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('recipe', type=Path, help='recipe.toml of a model folder')
     parser.add_argument(
         '--data', type=Path, required=True, nargs='+', metavar='DIR',
-        help='folders of label maps (for registration also AnatNet derivatives)',
+        help='folders of label maps (for registration also AnatNet derivatives; for tissue-scans '
+        'the data set)',
     )  # fmt: skip
     parser.add_argument(
         '--out', type=Path, help='folder for checkpoints and logs (default: beside the recipe)'
@@ -80,8 +81,10 @@ def _train(options: argparse.Namespace) -> None:
         files = find_files(options.data, recipe.data['pattern'])
         apart = set(recipe.data['validation'])
         load, trainer_class = _task(recipe.data)
-        train = load([file for file in files if file.name not in apart])
-        validation = load([file for file in files if file.name in apart])
+        # Some data sets have a folder for each subject, and the same file names in all.
+        held_out = [file for file in files if {file.name, file.parent.name} & apart]
+        train = load([file for file in files if file not in held_out])
+        validation = load(held_out)
         initial = load_weights(options.init) if options.init else {}
         for name in stages:
             coarse = None
@@ -131,8 +134,23 @@ def _task(data: dict[str, Any]) -> tuple[Any, Any]:
         from bids_app.training.tissue import TissueTrainer
 
         return load_label_maps, partial(TissueTrainer, contrasts=data['contrasts'])
+    if name == 'tissue-scans':
+        from functools import partial
+
+        from bids_app.training.scan_training import ScanTrainer
+        from bids_app.training.scans import load_scans
+
+        contrasts, classes = data['contrasts'], data.get('classes', 4)
+        least = data.get('least_labelled', 0.1)
+        return (
+            partial(
+                load_scans, layout=data.get('layout', ''), contrasts=contrasts, classes=classes
+            ),
+            partial(ScanTrainer, contrasts=contrasts, least=least),
+        )
     raise UsageError(
-        f'the recipe has an unknown task "{name}": segmentation, registration or tissue'
+        f'the recipe has an unknown task "{name}": segmentation, registration, tissue or '
+        'tissue-scans'
     )
 
 

@@ -83,14 +83,20 @@ def _outputs(recipe: Recipe) -> dict[str, Any]:
     """What the networks of a task take and predict; other tasks say so in their recipes."""
     task = recipe.data.get('task', 'segmentation')
     if task.startswith('tissue'):
+        from bids_app.training.scans import find_layout
         from bids_app.training.tissue import TISSUES
 
-        classes = recipe.stages['tissue'].arguments['out_channels']
+        synthetic = task == 'tissue'
+        count = recipe.stages['tissue'].arguments['out_channels']
+        classes = (*TISSUES, 'lesion')[:count]
+        if not synthetic:
+            classes, _ = find_layout(recipe.data['layout'], count).classes[count]
         return {
-            'task': 'tissue',
+            'task': 'tissue' if classes[: len(TISSUES)] == TISSUES else 'structures',
             'contrasts': recipe.data['contrasts'],
-            'missing_contrasts': any(s.ranges.missing > 0 for s in recipe.stages.values()),
-            'classes': [*TISSUES, 'lesion'][:classes],
+            'missing_contrasts': synthetic
+            and any(s.ranges.missing > 0 for s in recipe.stages.values()),
+            'classes': list(classes),
         }
     if task != 'segmentation':
         return {}
