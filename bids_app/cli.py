@@ -29,6 +29,7 @@ from bids_app.options import (
     DEVICE_PATTERN,
     LATER_MODULES,
     PRECISIONS,
+    REFERENCE_CONTRASTS,
     REFERENCES,
     REGISTRATIONS,
     build_parser,
@@ -338,6 +339,7 @@ def _checked(values: dict[str, Any]) -> RunConfig:
     values.setdefault('nprocs', default_nprocs())
     values.setdefault('omp_nthreads', min(values['nprocs'], 8))
     _check_classifiers(values)
+    _check_tissue_model(values)
     return RunConfig(**values)
 
 
@@ -360,6 +362,7 @@ def _check_choices(values: dict[str, Any]) -> None:
         ('precision', PRECISIONS),
         ('registration', REGISTRATIONS),
         ('subject_anatomical_reference', REFERENCES),
+        ('reference', REFERENCE_CONTRASTS),
         ('debug', DEBUG),
     ):
         asked = values.get(name, ())
@@ -411,6 +414,19 @@ def _check_vbm(values: dict[str, Any]) -> None:
     values['smooth_fwhm'] = tuple(sorted(set(values.get('smooth_fwhm', RunConfig.smooth_fwhm))))
     if 'atlas' in values:
         values['atlas'] = tuple(absolute_atlas(text) for text in values['atlas'])
+
+
+def _check_tissue_model(values: dict[str, Any]) -> None:
+    """Check that a tissue model has something to do, and make a path of it absolute."""
+    model = values.get('tissue_model', 'none')
+    if values.get('correct_lesions') and model == 'none':
+        raise UsageError(
+            '--correct-lesions needs a tissue model that finds lesions: add --tissue-model auto'
+        )
+    if model != 'none' and 'tissue' not in values['modules']:
+        raise UsageError('--tissue-model makes the tissue maps: add tissue to --modules')
+    if os.sep in model:
+        values['tissue_model'] = os.path.abspath(os.path.expanduser(model))
 
 
 def _check_classifiers(values: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ class RunConfig:
     ``bids_filters`` is kept as the JSON file wrote it (``None`` and ``'*'`` stand for pybids'
     ``Query.NONE`` and ``Query.ANY``), so that it can be written to TOML again.
     ``model`` is the segmentation model, ``formula`` the design of the group level; the command
-    line calls both ``--model``.
+    line calls both ``--model``. ``tissue_model`` is ``none``, ``auto``, or a name or folder.
     """
 
     bids_dir: Path
@@ -54,9 +54,12 @@ class RunConfig:
     skip_bids_validation: bool = False
     derivatives: dict[str, Path] = field(default_factory=dict)
     subject_anatomical_reference: str = 'sessionwise'
+    reference: str = 'auto'
 
     modules: tuple[str, ...] = MODULES
     model: str = 'brain'
+    tissue_model: str = 'none'
+    correct_lesions: bool = False
     models_dir: Path | None = None
     device: str = 'auto'
     precision: str = 'auto'
@@ -187,9 +190,9 @@ _TABLES: dict[str, tuple[str, ...]] = {
         'skip_failed', 'debug', 'verbose', 'run_uuid', 'command_line',
     ),
     'workflow': (
-        'subject_anatomical_reference', 'modules', 'model', 'models_dir', 'device', 'precision',
-        'random_seed', 'sloppy', 'registration', 'output_spaces', 'voxel_size', 'smooth_fwhm',
-        'atlas', 'classifier',
+        'subject_anatomical_reference', 'reference', 'modules', 'model', 'tissue_model',
+        'correct_lesions', 'models_dir', 'device', 'precision', 'random_seed', 'sloppy',
+        'registration', 'output_spaces', 'voxel_size', 'smooth_fwhm', 'atlas', 'classifier',
     ),
     'nipype': (
         'nprocs', 'omp_nthreads', 'mem_gb', 'low_mem', 'gpu_slots', 'use_plugin',

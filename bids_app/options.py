@@ -17,6 +17,7 @@ from bids_app.group.options import add_group_options
 
 LATER_MODULES = ('synth',)
 REFERENCES = ('sessionwise', 'first-lex')
+REFERENCE_CONTRASTS = ('auto', 'T1w')
 PRECISIONS = ('auto', 'float32', 'bfloat16')
 REGISTRATIONS = ('network', 'refined', 'ants')
 DEBUG = ('workdir', 'nipype', 'traceback')
@@ -140,13 +141,18 @@ def _add_input_options(parser: Parser) -> None:
     group.add_argument(
         '--bids-filter-file', metavar='FILE', type=Path,
         help='JSON that narrows the choice of images, for instance '
-        '{"t1w": {"acquisition": "mprage", "run": null}}; keys t1w, t2w, flair, dwi; null means '
-        'without, "*" with any',
+        '{"t1w": {"acquisition": "mprage", "run": null}}; keys t1w, t2w, flair, other, dwi; null '
+        'means without, "*" with any',
     )  # fmt: skip
     group.add_argument(
         '--subject-anatomical-reference', choices=(*REFERENCES, 'unbiased'), metavar='REFERENCE',
         help='sessionwise: one result per session (default); first-lex: one per subject, of its '
         'first session',
+    )  # fmt: skip
+    group.add_argument(
+        '--reference', choices=REFERENCE_CONTRASTS,
+        help='T1w: process only sessions that have a T1w; auto (default): where there is none, '
+        'the sharpest other anatomical image takes its place, with less exact volumes',
     )  # fmt: skip
     group.add_argument(
         '--bids-database-dir', metavar='DIR', type=Path,
@@ -176,6 +182,16 @@ def _add_method_options(parser: Parser) -> None:
     group.add_argument(
         '--model', metavar='NAME',
         help='segmentation model (default: brain); at the group level a formula, "~ age + sex"',
+    )  # fmt: skip
+    group.add_argument(
+        '--tissue-model', metavar='MODEL',
+        help='what makes the tissue maps: none (default), the segmentation model; auto, the '
+        'tissue model that uses most of the contrasts of a session; or a tissue model by its '
+        'name or folder',
+    )  # fmt: skip
+    group.add_argument(
+        '--correct-lesions', action='store_true',
+        help='count white-matter lesions that a tissue model finds as white matter',
     )  # fmt: skip
     group.add_argument(
         '--models-dir', metavar='DIR', type=Path,

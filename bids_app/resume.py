@@ -24,7 +24,7 @@ STATE_SCHEMA = 1
 ANY_SIZE = -1
 """Recorded size of an output that may be written again, such as a report."""
 
-RELEVANT_OPTIONS = ('model', 'precision', 'sloppy')
+RELEVANT_OPTIONS = ('model', 'tissue_model', 'correct_lesions', 'precision', 'sloppy')
 """Options that change what is written; devices, threads and memory do not count (nor the seed, as
 long as nothing is random), nor do the
 options that choose scans: those act through the inputs. Modules are compared apart, because a
@@ -214,7 +214,8 @@ def _change(
     if not set(config.modules) <= set(state.modules):
         return f'module added: {", ".join(sorted(set(config.modules) - set(state.modules)))}'
     for name, value in relevant_options(config).items():
-        before = state.options.get(name)
+        # An option that did not exist when the session was processed had its default then.
+        before = state.options.get(name, getattr(RunConfig, name, None))
         if name in LISTS:
             new = [str(item) for item in value if item not in (before or ())]
             if new:

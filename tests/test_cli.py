@@ -94,6 +94,7 @@ VALUES = {
     '--omp-nthreads': '2', '--mem-gb': '4', '--mem': '4G', '--mem-mb': '4000',
     '--gpu-slots': '2', '--debug': 'workdir', '--work-dir': 'w', '--models-dir': 'm',
     '--bids-database-dir': 'd', '--registration': 'ants', '--output-spaces': 'MNI305:res-2',
+    '--reference': 'T1w', '--tissue-model': 'none',
     '--voxel-size': '2', '--smooth-fwhm': '8', '--atlas': 'a.nii', '--derivatives': 'x=raw',
     '--batch': '1/2',
 }  # fmt: skip

@@ -85,7 +85,7 @@ def check_scans(records: Iterable[SessionRecord]) -> list[str]:
     """
     warnings = []
     for record in records:
-        scans = [scan for scan in (record.t1w, record.t2w, record.flair, *record.dwi) if scan]
+        scans = [scan for scan in (record.reference, *record.contrasts, *record.dwi) if scan]
         for file in (file for scan in scans for file in _files_of(scan)):
             if problem := content_problem(file):
                 warnings.append(f'{file.name}: {problem}')

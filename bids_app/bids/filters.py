@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_app.bids.layout import IMAGES, entity_names
+from bids_app.bids.reference import OTHERS
 from bids_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ QUERIES: dict[str, dict[str, Any]] = {
     't1w': {'datatype': 'anat', 'suffix': ['T1w', 'UNIT1']},
     't2w': {'datatype': 'anat', 'suffix': ['T2w']},
     'flair': {'datatype': 'anat', 'suffix': ['FLAIR']},
+    'other': {'datatype': 'anat', 'suffix': list(OTHERS)},
     'dwi': {'datatype': 'dwi', 'suffix': ['dwi']},
 }
 """What is looked for, before the user's filters."""
@@ -35,9 +37,9 @@ _SHORT_NAMES = {
 def read_filters(path: Path) -> dict[str, dict[str, Any]]:
     """Read a ``--bids-filter-file``: ``{"t1w": {"acquisition": "mprage"}, ...}``.
 
-    Keys may be ``t1w``, ``t2w``, ``flair`` and ``dwi``; entities may have pybids' long names or
-    the short ones of file names. ``null`` asks for images without the entity, ``"*"`` for images
-    with any value of it.
+    Keys may be ``t1w``, ``t2w``, ``flair``, ``other`` (what else can stand in for a T1w) and
+    ``dwi``; entities may have pybids' long names or the short ones of file names. ``null`` asks
+    for images without the entity, ``"*"`` for images with any value of it.
 
     Raises
     ------

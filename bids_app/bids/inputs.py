@@ -8,7 +8,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from bids_app.bids.layout import (
     session_labels,
     subject_labels,
 )
+from bids_app.bids.reference import stand_in
 from bids_app.cluster.batches import take_batch
 from bids_app.errors import NoInputError
 
@@ -60,8 +61,9 @@ class SessionRecord:
     """Everything that is known about one session before it is processed.
 
     Labels are without ``sub-`` and ``ses-``. ``session`` is ``None`` for a subject without
-    sessions, and where one result per subject is asked for. ``precomputed`` are the files of other
-    pipelines that replace ours.
+    sessions, and where one result per subject is asked for. ``stand_in`` is what takes the place
+    of a T1w where there is none: the T2w, the FLAIR or another anatomical image. ``precomputed``
+    are the files of other pipelines that replace ours.
     """
 
     subject: str
@@ -73,6 +75,23 @@ class SessionRecord:
     skipped: tuple[Skipped, ...] = ()
     note: str = field(default='', compare=False)
     precomputed: tuple[Precomputed, ...] = ()
+    stand_in: Scan | None = None
+
+    @property
+    def reference(self) -> Scan | None:
+        """The image on whose grid everything is computed, if there is one."""
+        return self.t1w or self.stand_in
+
+    @property
+    def reference_name(self) -> str:
+        """What results call their grid: ``T1w``, also for a UNIT1, or the stand-in's suffix."""
+        return self.stand_in.suffix if self.t1w is None and self.stand_in is not None else 'T1w'
+
+    @property
+    def contrasts(self) -> tuple[Scan, ...]:
+        """Further anatomical images, which are brought to the grid of the reference."""
+        return tuple(scan for scan in (self.t2w, self.flair)
+                     if scan is not None and scan is not self.reference)  # fmt: skip
 
     @property
     def label(self) -> str:
@@ -82,15 +101,17 @@ class SessionRecord:
     @property
     def problem(self) -> str | None:
         """Say why the session cannot be processed; ``None`` if it can."""
-        if self.t1w is not None:
+        if self.reference is not None:
             return None
         if self.note:
             return self.note
         candidates = [s for s in self.skipped if s.path.name.split('.')[0].endswith('_T1w')]
         if candidates:
             return f'no usable T1w image ({candidates[0].reason})'
-        if self.dwi or self.t2w or self.flair or self.skipped:
-            return 'no T1w or UNIT1 image'
+        if self.t2w or self.flair:  # only where nothing may stand in for a T1w
+            return 'no T1w or UNIT1 image, which --reference T1w asks for'
+        if self.dwi or self.skipped:
+            return 'no anatomical image that can be used'
         return 'no anatomical image'
 
 
@@ -115,7 +136,7 @@ def collect_sessions(config: RunConfig) -> list[SessionRecord]:
     ----------
     config : RunConfig
         Of it ``bids_dir``, ``participant_label``, ``session_label``, ``batch``, ``bids_filters``,
-        ``bids_database_dir`` and ``subject_anatomical_reference`` are used.
+        ``bids_database_dir``, ``reference`` and ``subject_anatomical_reference`` are used.
 
     Returns
     -------
@@ -149,7 +170,7 @@ def collect_sessions(config: RunConfig) -> list[SessionRecord]:
         sessions = _sessions_of(config, subject, by_session)
         records += [
             _choose(subject, session, by_session.get((subject, session), []), matches,
-                    config.bids_filters, finder)
+                    config.bids_filters, finder, only_t1w=config.reference == 'T1w')
             for session in sessions
         ]  # fmt: skip
     records = _add_missing_sessions(records, subjects, config.session_label)
@@ -226,6 +247,7 @@ def _choose(
     matches: Mapping[str, set[str]],
     filters: Mapping[str, Mapping[str, Any]],
     finder: gradients.GradientFinder,
+    only_t1w: bool = False,
 ) -> SessionRecord:
     """Choose the images of one session."""
     skipped: list[Skipped] = []
@@ -251,6 +273,8 @@ def _choose(
                 )
                 for other in ordered[1:]
             ]
+    instead, unused = _stand_in(chosen, candidates['other'], only_t1w)
+    skipped += unused
 
     dwi = []
     for image in candidates['dwi']:
@@ -263,8 +287,25 @@ def _choose(
             dwi.append(Scan(image.path, image.suffix, image.entities, bval, bvec))
     return SessionRecord(
         subject, session, **chosen, dwi=tuple(dwi),
-        skipped=tuple(sorted(skipped, key=lambda s: s.path)),
+        skipped=tuple(sorted(skipped, key=lambda s: s.path)), stand_in=instead,
     )  # fmt: skip
+
+
+def _stand_in(
+    chosen: Mapping[str, Scan | None], others: Iterable[_Image], only_t1w: bool
+) -> tuple[Scan | None, list[Skipped]]:
+    """Choose what takes the place of a missing T1w; list the other images that do not."""
+    if chosen['t1w'] is not None or only_t1w:
+        return None, [Skipped(other.path, f'{other.suffix} images are used only where there is '
+                              'no T1w, and --reference allows it')
+                      for other in others]  # fmt: skip
+    ordered = sorted(others, key=lambda image: (image.suffix, _rank(image)))
+    scans = [Scan(image.path, image.suffix, image.entities) for image in ordered]
+    found = stand_in([scan for scan in (chosen['t2w'], chosen['flair'], *scans) if scan])
+    return found, [
+        Skipped(scan.path, f'{found.path.name} stands in for the T1w: it is sharper')
+        for scan in scans if found is not None and scan is not found
+    ]  # fmt: skip
 
 
 def _modality(
@@ -325,30 +366,22 @@ def _add_missing_sessions(
 
 
 def _first_of_each_subject(records: list[SessionRecord]) -> list[SessionRecord]:
-    """Keep the first session with a T1w of every subject and name it after the subject alone."""
+    """Keep one session of every subject and name it after the subject alone.
+
+    It is the first one with a T1w, else the first one that can be processed.
+    """
     by_subject: dict[str, list[SessionRecord]] = defaultdict(list)
     for record in records:
         by_subject[record.subject].append(record)
     kept = []
-    for subject, sessions in by_subject.items():
-        first = next((r for r in sessions if r.problem is None), sessions[0])
+    for sessions in by_subject.values():
+        first = min(sessions, key=lambda r: (r.t1w is None, r.problem is not None))
         others = [r for r in sessions if r is not first]
         skipped = list(first.skipped)
         for record in others:
-            scans = (record.t1w, record.t2w, record.flair, *record.dwi)
+            scans = (record.reference, *record.contrasts, *record.dwi)
             reason = f'{first.label} was taken: one session per subject was asked for'
             skipped += [Skipped(scan.path, reason) for scan in scans if scan is not None]
             skipped += record.skipped
-        kept.append(
-            SessionRecord(
-                subject,
-                None,
-                first.t1w,
-                first.t2w,
-                first.flair,
-                first.dwi,
-                tuple(skipped),
-                note=first.note,
-            )  # fmt: skip
-        )
+        kept.append(replace(first, session=None, skipped=tuple(skipped)))
     return kept

@@ -6,7 +6,9 @@ extension and the fields of the sidecar that never change. No other module spell
 
 Files in template space exist once per space, voxel size and smoothing: the entities of their
 entries hold ``{space}``, ``{res}``, ``{fwhm}`` and ``{atlas}``, which :meth:`Outputs.path` fills;
-likewise ``{model}``, the classifier of a prediction.
+likewise ``{model}``, the classifier of a prediction, and ``{contrast}``, an image beside the
+reference. ``{reference}`` is filled with what :class:`Outputs` knows: the contrast of the image on
+whose grid everything is, nearly always ``T1w``.
 Where such a file must be named in one word, it is its :func:`file_id`.
 """
 
@@ -42,7 +44,9 @@ def parameters(key: str) -> tuple[str, ...]:
     >>> parameters('dseg'), parameters('vbm_gm_smooth')
     ((), ('space', 'res', 'fwhm'))
     """
-    return tuple(_BLANK.findall(' '.join(table()[key]['entities'].values())))
+    entry = table()[key]
+    blanks = _BLANK.findall(' '.join([*entry['entities'].values(), entry['suffix']]))
+    return tuple(blank for blank in blanks if blank != 'reference')
 
 
 def number_label(value: float) -> str:
@@ -64,8 +68,8 @@ def file_id(key: str, **given: str | float) -> str:
     key : str
         Key of the table of derivatives.
     **given : str or float
-        ``space``, ``res`` (mm or label), ``fwhm`` (mm or label), ``atlas`` and ``model``, as the
-        entry asks.
+        ``space``, ``res`` (mm or label), ``fwhm`` (mm or label), ``atlas``, ``model`` and
+        ``contrast``, as the entry asks.
 
     Returns
     -------
@@ -93,8 +97,8 @@ def parse_file_id(identifier: str) -> tuple[str, dict[str, str]]:
 
     Examples
     --------
-    >>> parse_file_id('std_t1w space-MNI152NLin2009aSym res-1p5')
-    ('std_t1w', {'space': 'MNI152NLin2009aSym', 'res': '1p5'})
+    >>> parse_file_id('std_preproc space-MNI152NLin2009aSym res-1p5')
+    ('std_preproc', {'space': 'MNI152NLin2009aSym', 'res': '1p5'})
     """
     key, *labels = identifier.split(' ')
     return key, dict(label.split('-', 1) for label in labels)
@@ -114,6 +118,8 @@ class Outputs:
     subject, session : str
         Labels without ``sub-`` and ``ses-``; ``session`` is ``None`` for a data set without
         sessions.
+    reference : str
+        Contrast of the image on whose grid the results are.
 
     Examples
     --------
@@ -128,10 +134,13 @@ class Outputs:
     'out/sub-01/figures/sub-01_ses-a_desc-brain_mask.svg'
     """
 
-    def __init__(self, output_dir: Path, subject: str, session: str | None = None) -> None:
+    def __init__(
+        self, output_dir: Path, subject: str, session: str | None = None, reference: str = 'T1w'
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.subject = subject
         self.session = session
+        self.reference = reference
 
     @property
     def prefix(self) -> str:
@@ -178,9 +187,15 @@ class Outputs:
     def sidecar(self, key: str, **extra: Any) -> dict[str, Any]:
         """Return the content of a derivative's sidecar: the table's fields, then ``extra``.
 
-        ``key`` may be a :func:`file_id`. Fields that are ``None`` are left out.
+        ``key`` may be a :func:`file_id`. Fields that are ``None`` are left out. A reference that
+        is not a T1w is one of the fields.
         """
-        fields = {**table()[parse_file_id(key)[0]]['sidecar'], **extra}
+        key, labels = parse_file_id(key)
+        fields = {**table()[key]['sidecar'], **extra}
+        if isinstance(text := fields.get('Description'), str):
+            fields['Description'] = self._filled(text, labels)
+        if self.reference != 'T1w':
+            fields['Reference'] = self.reference
         return {name: value for name, value in fields.items() if value is not None}
 
     def figure(self, name: str, extension: str = '.svg') -> Path:
@@ -203,7 +218,11 @@ class Outputs:
 
     def _name(self, entry: dict[str, Any], labels: dict[str, str]) -> str:
         entities = sorted(entry['entities'].items(), key=lambda pair: ENTITY_ORDER.index(pair[0]))
-        filled = ((name, _BLANK.sub(lambda blank: labels[blank[1]], value))
-                  for name, value in entities)  # fmt: skip
-        parts = [self.prefix, *(f'{name}-{value}' for name, value in filled)]
-        return '_'.join([*parts, entry['suffix']]) + entry['extension']
+        parts = [f'{name}-{self._filled(value, labels)}' for name, value in entities]
+        suffix = self._filled(entry['suffix'], labels)
+        return '_'.join([self.prefix, *parts, suffix]) + entry['extension']
+
+    def _filled(self, text: str, labels: dict[str, str]) -> str:
+        """Fill the blanks of a text of the table."""
+        known = {'reference': self.reference, **labels}
+        return _BLANK.sub(lambda blank: known[blank[1]], text)

@@ -11,6 +11,7 @@ from pathlib import Path
 from bids_app.bids.check import content_problem
 from bids_app.bids.choice import RULE
 from bids_app.bids.inputs import Scan, SessionRecord
+from bids_app.bids.reference import SHARPEST
 
 GROUP_FROM = 4
 """That many files skipped for the same reason share one line."""
@@ -34,7 +35,10 @@ def overview(records: Sequence[SessionRecord], bids_dir: Path) -> str:
     str
         Lines for a person to read, in three columns: use, file, remark.
     """
-    lines = [f'Data set  {bids_dir}', f'Rule      of several T1w, {RULE}', '']
+    lines = [f'Data set  {bids_dir}', f'Rule      of several images of a contrast, {RULE}']
+    if any(record.stand_in for record in records):
+        lines.append(f'          where there is no T1w, {SHARPEST}')
+    lines.append('')
     for record in records:
         lines.append(record.label if record.problem is None else f'{record.label}  NOT PROCESSED')
         rows = list(_rows(record, Path(os.path.abspath(bids_dir))))
@@ -51,6 +55,8 @@ def _summary(records: Sequence[SessionRecord]) -> str:
     text = (
         f'{_count(subjects, "participant")}, {_count(len(records), "session")}: {good} to process'
     )
+    if others := sum(record.stand_in is not None for record in records):
+        text += f' ({others} of them without a T1w)'
     reasons: dict[str, int] = defaultdict(int)
     for record in records:
         if record.problem is not None:
@@ -64,9 +70,13 @@ def _rows(record: SessionRecord, root: Path) -> Iterator[tuple[str, str, str]]:
     """List the lines of one session: use, file, remark."""
     if record.problem is not None:
         yield 'problem', record.problem, ''
-    for use, scan in (('T1w', record.t1w), ('T2w', record.t2w), ('FLAIR', record.flair)):
+    images = [('T1w', record.t1w), ('T2w', record.t2w), ('FLAIR', record.flair)]
+    if record.stand_in is not None and record.stand_in not in (record.t2w, record.flair):
+        images.append((record.stand_in.suffix, record.stand_in))
+    for use, scan in images:
         if scan is not None:
-            yield use, _relative(scan.path, root), _remark(scan, use)
+            first = 'the reference: there is no T1w' if scan is record.stand_in else ''
+            yield use, _relative(scan.path, root), _remark(scan, use, first)
     for scan in record.dwi:
         yield 'DWI', _relative(scan.path, root), _remark(scan, 'dwi', _tables(scan, root))
     for given in record.precomputed:

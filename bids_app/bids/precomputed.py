@@ -64,7 +64,9 @@ def add_precomputed(
     if not derivatives:
         return list(records)
     return [
-        record if record.t1w is None else _with_files(record, record.t1w, derivatives)
+        record
+        if record.reference is None
+        else _with_files(record, record.reference, derivatives)
         for record in records
     ]
 
@@ -114,7 +116,7 @@ def _candidates(root: Path, record: SessionRecord, scan: Scan, kind: str) -> lis
             folder /= f'ses-{session}'
         ranked = []
         for path, suffix, entities in _listed(folder / 'anat'):
-            if _kind(suffix, entities) != kind:
+            if _kind(suffix, entities, record.reference_name) != kind:
                 continue
             own = {key: value for key, value in entities.items() if key not in _OF_THE_FILE}
             if own.get('sub') != record.subject or own.get('ses') != session:
@@ -140,9 +142,9 @@ def _listed(folder: Path) -> Iterator[tuple[Path, str, dict[str, str]]]:
             yield folder / name, match['suffix'], _entities(match['entities'])
 
 
-def _kind(suffix: str, entities: Mapping[str, str]) -> str | None:
+def _kind(suffix: str, entities: Mapping[str, str], reference: str) -> str | None:
     """Return what a file replaces; None for one in another space or with another content."""
-    if entities.get('space', 'T1w') != 'T1w':
+    if entities.get('space', reference) != reference:
         return None
     label, desc = entities.get('label'), entities.get('desc')
     if suffix == 'mask':

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_app.bids.outputs import Outputs, table
+from bids_app.bids.outputs import Outputs, parameters, table
 from bids_app.errors import NoInputError, UsageError
 from bids_app.group import phenotypes
 from bids_app.reports.tables import number, read_tsv, total_intracranial_volume
@@ -332,13 +332,15 @@ def _sessions_of(output_dir: Path, subject: str, top: set[str]) -> Iterator[Sess
 def _session(outputs: Outputs, top: set[str]) -> SessionRecord:
     """Read one session; every folder is listed once."""
     state = read_state(outputs.state_file)
+    if state is not None:
+        outputs.reference = str(state.run.get('reference', 'T1w'))
     listing = {
         folder: _names(outputs.session_dir / folder)
         for folder in {entry['folder'] for entry in table().values()}
     }
     files: dict[str, Path] = {}
     for key, entry in table().items():
-        if not _is_template(entry):
+        if not parameters(key):
             path = outputs.path(key)
             if path.name in listing[entry['folder']]:
                 files[key] = path
@@ -347,7 +349,7 @@ def _session(outputs: Outputs, top: set[str]) -> SessionRecord:
     maps = sorted(
         found
         for name in listing.get('anat', ())
-        if (found := _template_file(name, outputs.prefix)) is not None
+        if (found := _template_file(name, outputs.prefix, outputs.reference)) is not None
     )
     folder = outputs.session_dir / 'anat'
     for found in maps:
@@ -375,21 +377,25 @@ def _status(
     return 'done', ''
 
 
-def _template_file(name: str, prefix: str) -> MapFile | None:
-    """Read the name of a file that exists once per space, smoothing or atlas; else None."""
+def _template_file(name: str, prefix: str, reference: str = 'T1w') -> MapFile | None:
+    """Read the name of a file of which there may be several; None for any other."""
     if not name.startswith(prefix + '_'):
         return None
     stem, dot, extension = name.removeprefix(prefix + '_').partition('.')
     *parts, suffix = stem.split('_')
     entities = dict(part.split('-', 1) for part in parts if '-' in part)
-    for key, patterns in _templates().get((suffix, dot + extension, frozenset(entities)), ()):
+    texts = {**entities, 'suffix': suffix}
+    place = (dot + extension, frozenset(texts))
+    for key, patterns in _templates(reference).get(place, ()):
         labels: dict[str, str] = {}
-        for entity, pattern in patterns.items():
-            found = re.fullmatch(pattern, entities[entity])
+        for part, pattern in patterns.items():
+            found = re.fullmatch(pattern, texts[part])
             if found is None:
                 break
             labels.update(found.groupdict())
         else:
+            if labels.get('contrast') == reference:
+                continue  # the reference itself
             return MapFile(
                 key.removesuffix('_smooth'), labels.get('space', ''), labels.get('res', ''),
                 float(labels.get('fwhm', '0').replace('p', '.')), name, labels.get('atlas', ''),
@@ -399,25 +405,26 @@ def _template_file(name: str, prefix: str) -> MapFile | None:
 
 
 @cache
-def _templates() -> dict[tuple[str, str, frozenset[str]], list[tuple[str, dict[str, str]]]]:
-    """Return the entries with blanks by suffix, extension and names of entities.
+def _templates(
+    reference: str,
+) -> dict[tuple[str, frozenset[str]], list[tuple[str, dict[str, str]]]]:
+    """Return the entries with blanks by extension and names of entities.
 
-    Each is its key and a pattern per entity, in which the blanks are groups.
+    Each is its key and a pattern per entity and for the suffix, in which the blanks are groups.
     """
-    found: dict[tuple[str, str, frozenset[str]], list[tuple[str, dict[str, str]]]] = {}
+    found: dict[tuple[str, frozenset[str]], list[tuple[str, dict[str, str]]]] = {}
     for key, entry in table().items():
-        if _is_template(entry):
+        if parameters(key):
             patterns = {
-                entity: re.sub(r'\{(\w+)\}', r'(?P<\1>[0-9a-zA-Z+]+?)', value)
-                for entity, value in entry['entities'].items()
+                part: re.sub(
+                    r'\{(\w+)\}',
+                    r'(?P<\1>[0-9a-zA-Z+]+?)',
+                    value.replace('{reference}', reference),
+                )
+                for part, value in {**entry['entities'], 'suffix': entry['suffix']}.items()
             }
-            place = (entry['suffix'], entry['extension'], frozenset(patterns))
-            found.setdefault(place, []).append((key, patterns))
+            found.setdefault((entry['extension'], frozenset(patterns)), []).append((key, patterns))
     return found
-
-
-def _is_template(entry: dict[str, Any]) -> bool:
-    return any('{' in value for value in entry['entities'].values())
 
 
 def _names(folder: Path) -> set[str]:

@@ -105,10 +105,9 @@ class ConformScan(SimpleInterface):
         return runtime
 
 
-class _NetworkInputSpec(BaseInterfaceInputSpec):
-    model = Str(mandatory=True, nohash=True, desc='folder of the model')
-    model_sha256 = Str(mandatory=True, desc='checksum of the model: another one makes the '
-                                            'results of earlier runs invalid')  # fmt: skip
+class DeviceInputSpec(BaseInterfaceInputSpec):
+    """Where and how a network is computed."""
+
     precision = Str('auto', usedefault=True, desc='auto, float32 or bfloat16')
     device = Str('cpu', usedefault=True, nohash=True, desc='cpu, cuda or cuda:N')
     threads = traits.Int(1, usedefault=True, nohash=True, desc='CPU threads')
@@ -118,7 +117,6 @@ class _NetworkInputSpec(BaseInterfaceInputSpec):
     def options(self) -> dict[str, Any]:
         """Return the arguments that all network steps share."""
         return {
-            'model': Path(self.model),
             'device': self.device,
             'precision': self.precision,
             'threads': self.threads,
@@ -126,7 +124,19 @@ class _NetworkInputSpec(BaseInterfaceInputSpec):
         }
 
 
-class _LocateInputSpec(_NetworkInputSpec):
+class NetworkInputSpec(DeviceInputSpec):
+    """The segmentation model, and where and how it is computed."""
+
+    model = Str(mandatory=True, nohash=True, desc='folder of the model')
+    model_sha256 = Str(mandatory=True, desc='checksum of the model: another one makes the '
+                                            'results of earlier runs invalid')  # fmt: skip
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that all steps with this model share."""
+        return {'model': Path(self.model), **super().options()}
+
+
+class _LocateInputSpec(NetworkInputSpec):
     in_file = File(exists=True, mandatory=True, desc='conformed scan')
 
 
@@ -197,7 +207,7 @@ class CorrectBias(SimpleInterface):
         return runtime
 
 
-class _SegmentInputSpec(_NetworkInputSpec):
+class _SegmentInputSpec(NetworkInputSpec):
     in_file = File(exists=True, mandatory=True, desc='conformed scan without bias field')
     coarse_file = File(exists=True, mandatory=True, desc='posteriors on a coarse grid')
     native_file = File(exists=True, mandatory=True, desc='scan whose grid the results get')

@@ -6,14 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, Str, TraitedSpec
 
 from bids_app.interfaces.anat import Stopwatch, read_info, write_info
 
 
 class _MeasureInputSpec(BaseInterfaceInputSpec):
     raw_file = File(exists=True, mandatory=True, desc='scan as it was acquired')
-    t1w_preproc = File(exists=True, mandatory=True, desc='scan without bias field')
+    preproc = File(exists=True, mandatory=True, desc='scan without bias field')
     brain_mask = File(exists=True, mandatory=True, desc='brain mask, 0 and 1')
     dseg = File(exists=True, mandatory=True, desc='1 GM, 2 WM, 3 CSF')
     probseg_gm = File(exists=True, mandatory=True, desc='probability of grey matter')
@@ -24,6 +24,8 @@ class _MeasureInputSpec(BaseInterfaceInputSpec):
     mask_info = File(exists=True, mandatory=True, desc='findings of LocateBrain')
     segment_info = File(exists=True, mandatory=True, desc='findings of SegmentBrain')
     normalise_info = File(exists=True, desc='findings of Normalise')
+    coregister_info = File(exists=True, desc='findings of CoregisterContrasts')
+    reference = Str('T1w', usedefault=True, desc='contrast of the scan')
 
 
 class _MeasureOutputSpec(TraitedSpec):
@@ -46,8 +48,9 @@ class MeasureBrain(SimpleInterface):
         given = self.inputs.get_traitsfree()
         found = {
             name: read_info(given.pop(name)) if name in given else {}
-            for name in ('mask_info', 'segment_info', 'normalise_info')
+            for name in ('mask_info', 'segment_info', 'normalise_info', 'coregister_info')
         }
+        reference = given.pop('reference')
         folder = Path(runtime.cwd)
         info = measure(
             {key: Path(path) for key, path in given.items()},
@@ -55,6 +58,8 @@ class MeasureBrain(SimpleInterface):
             located=found['mask_info'],
             segmented=found['segment_info'],
             registered=next(iter(found['normalise_info'].get('spaces', {}).values()), {}),
+            coregistered=found['coregister_info'].get('contrasts', {}),
+            reference=reference,
         )
         for key in ('tissue_morph', 'wholebrain_morph', 'qc_stats'):
             self._results[key] = str(folder / f'{key}.tsv')

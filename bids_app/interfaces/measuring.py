@@ -17,6 +17,8 @@ def measure(
     located: Mapping[str, Any],
     segmented: Mapping[str, Any],
     registered: Mapping[str, Any] | None = None,
+    coregistered: Mapping[str, Mapping[str, Any]] | None = None,
+    reference: str = 'T1w',
 ) -> dict[str, Any]:
     """Write ``tissue_morph.tsv``, ``wholebrain_morph.tsv`` and ``qc_stats.tsv``.
 
@@ -31,6 +33,10 @@ def measure(
         What ``locate_brain`` and ``segment_brain`` found: confidence and orientation; volumes.
     registered : mapping, optional
         What ``normalise_files`` found for the first output space.
+    coregistered : mapping, optional
+        What ``coregister_contrasts`` found, by contrast.
+    reference : str
+        Contrast of the scan: what is judged of intensities holds for T1w scans only.
 
     Returns
     -------
@@ -40,7 +46,11 @@ def measure(
     """
     from bids_app.images.conform import load_scan
     from bids_app.morphometry import qc, volumes
-    from bids_app.morphometry.checks import registration_measures
+    from bids_app.morphometry.checks import (
+        T1W_ONLY,
+        coregistration_measures,
+        registration_measures,
+    )
 
     structure_rows = segmented['structures']
     tissue_table = volumes.tissue_table(segmented['tissues'])
@@ -52,7 +62,7 @@ def measure(
     # Its matrix is that of the rule for headers; nibabel's may have other voxel sizes.
     raw = load_scan(files['raw_file'])
     measures = qc.qc_measures(
-        load_array(files['t1w_preproc'])[0],
+        load_array(files['preproc'])[0],
         {name: load_array(files[f'probseg_{name}'])[0] for name in ('gm', 'wm', 'csf')},
         load_array(files['brain_mask'])[0] > 0.5,
         raw.affine,
@@ -66,9 +76,19 @@ def measure(
     # Durations say nothing of quality, and would make equal results unequal.
     measures |= registration_measures({k: v for k, v in found.items() if 'seconds' not in k})
     notes = []
+    for name, one in (coregistered or {}).items():
+        measures |= coregistration_measures(name, one.get('measures', {}))
+        if one['status'] != 'ok':
+            reason = (
+                f'{name} is not used, registration {one["status"]}: {"; ".join(one["reasons"])}'
+            )
+            notes.append(('warn', reason))
     if located.get('orientation_suspect'):
         notes.append(('warn', f'orientation: {located["orientation_suspect"]}'))
-    verdict = qc.assess(measures, notes)
+    judged = measures
+    if reference != 'T1w':
+        judged = {name: value for name, value in measures.items() if name not in T1W_ONLY}
+    verdict = qc.assess(judged, notes)
     qc_table = qc.qc_table(measures, verdict)
     volumes.write_table(qc_table, folder / 'qc_stats.tsv')
     return {

@@ -18,14 +18,14 @@ from nipype.interfaces.base import (
 from bids_app.interfaces.anat import Stopwatch, read_info, write_info
 
 PUBLISHED = (
-    't1w_preproc', 'brain_mask', 'dseg', 'probseg_gm', 'probseg_wm', 'probseg_csf',
+    'preproc', 'brain_mask', 'dseg', 'probseg_gm', 'probseg_wm', 'probseg_csf',
     'wholebrain_dseg', 'uncertainty', 'tissue_morph', 'wholebrain_morph', 'qc_stats',
 )  # fmt: skip
 """Keys of ``bids/outputs.json`` that this interface takes, in the order they are written."""
 
 STEPS = (
-    'conform', 'mask', 'bias', 'segment', 'restore', 'precomputed', 'normalise', 'measure', 'warp',
-    'modulate', 'predict', 'regions',
+    'conform', 'mask', 'bias', 'segment', 'coregister', 'tissue', 'restore', 'precomputed',
+    'normalise', 'measure', 'warp', 'modulate', 'predict', 'regions',
 )  # fmt: skip
 """Steps whose findings are gathered. Files in template space are listed in them, too."""
 
@@ -36,6 +36,8 @@ class _PublishInputSpec(BaseInterfaceInputSpec):
     output_dir = Str(mandatory=True, desc='root of the derivatives')
     subject = Str(mandatory=True, desc='label without sub-')
     session = Str('', usedefault=True, desc='label without ses-, empty for none')
+    reference = Str('T1w', usedefault=True, desc='contrast of the scan')
+    contrasts = traits.Dict(desc='further scans by their contrast')
     models = traits.Dict(desc='name, version and sha256 of the models by their role')
     templates = traits.Dict(desc='T1w image of every template')
     threads = traits.Int(1, usedefault=True, nohash=True, desc='files compressed at once')
@@ -73,7 +75,10 @@ class PublishSession(SimpleInterface):
             step: read_info(given[f'{step}_info']) for step in STEPS if f'{step}_info' in given
         }
         outputs = Outputs(
-            Path(self.inputs.output_dir), self.inputs.subject, self.inputs.session or None
+            Path(self.inputs.output_dir),
+            self.inputs.subject,
+            self.inputs.session or None,
+            self.inputs.reference,
         )
         files = {key: Path(given[key]) for key in PUBLISHED if key in given}
         for info in steps.values():
@@ -86,6 +91,7 @@ class PublishSession(SimpleInterface):
             steps=steps,
             models=given.get('models', {}),
             templates=given.get('templates', {}),
+            contrasts=given.get('contrasts', {}),
             threads=self.inputs.threads,
         )
         self._results['info'] = write_info(

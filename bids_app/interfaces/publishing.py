@@ -27,6 +27,7 @@ def publish(
     steps: Mapping[str, Mapping[str, Any]],
     models: Mapping[str, Mapping[str, Any]],
     templates: Mapping[str, str] | None = None,
+    contrasts: Mapping[str, str] | None = None,
     threads: int = 1,
 ) -> dict[str, int]:
     """Write derivatives and their sidecars; each of them is there as a whole or not at all.
@@ -47,6 +48,8 @@ def publish(
         ``registration``.
     templates : mapping of str to str, optional
         T1w image of every template, by the name of the space.
+    contrasts : mapping of str to str, optional
+        Further scans of the session, by their contrast.
     threads : int
         How many files are compressed at once.
 
@@ -67,7 +70,10 @@ def publish(
                     lambda key: atomic_copy(files[key], outputs.path(key), COMPRESSION), files
                 )
             )
-        session = Session(outputs, in_file, bids_dir, tuple(files), steps, models, templates or {})
+        session = Session(
+            outputs, in_file, bids_dir, tuple(files), steps, models, templates or {},
+            contrasts or {},
+        )  # fmt: skip
         for key in files:
             fields = describe(key, session)
             written.append(write_sidecar(outputs.sidecar_path(key), fields))

@@ -17,6 +17,7 @@ from nipype.interfaces.base import (
 )
 
 from bids_app.interfaces.anat import Stopwatch, read_info, write_info
+from bids_app.interfaces.sidecars import LESIONS, tissue_role
 
 COSTS = ('seconds', 'cpu_seconds', 'peak_gb')
 """What :func:`bids_app.interfaces.anat.write_info` adds to the findings of a step."""
@@ -28,7 +29,7 @@ LARGEST_VOLUME_ERROR = 0.01
 """Part of the volume of a tissue by which its modulated map may differ without a word."""
 
 
-SPACE_FILES = ('std_t1w', 'vbm_gm', 'vbm_gm_smooth', 'jacobian')
+SPACE_FILES = ('std_preproc', 'vbm_gm', 'vbm_gm_smooth', 'jacobian')
 """Derivatives in template space that a report shows, by their keys in the table of outputs."""
 
 
@@ -38,6 +39,7 @@ class _ReportInputSpec(BaseInterfaceInputSpec):
     output_dir = Str(mandatory=True, desc='root of the derivatives')
     subject = Str(mandatory=True, desc='label without sub-')
     session = Str('', usedefault=True, desc='label without ses-, empty for none')
+    reference = Str('T1w', usedefault=True, desc='contrast of the scan')
 
 
 class _ReportOutputSpec(TraitedSpec):
@@ -56,7 +58,10 @@ class WriteReport(SimpleInterface):
 
         watch = Stopwatch()
         outputs = Outputs(
-            Path(self.inputs.output_dir), self.inputs.subject, self.inputs.session or None
+            Path(self.inputs.output_dir),
+            self.inputs.subject,
+            self.inputs.session or None,
+            self.inputs.reference,
         )
         content = report_content(self.inputs.context, read_info(self.inputs.info), outputs)
         problem = make_page(content, outputs)
@@ -102,7 +107,7 @@ def report_content(
     ]
     conform = {k: value for k, value in steps.get('conform', {}).items() if k not in COSTS}
     files = {
-        key: str(outputs.path(key)) for key in PUBLISHED
+        key: str(outputs.path(key)) for key in (*PUBLISHED, *LESIONS)
         if _written(outputs.path(key), outputs, info)
     }  # fmt: skip
     files.update(context.get('files', {}))
@@ -111,8 +116,15 @@ def report_content(
         warnings.append(f'The orientation of the head does not fit the header: {suspect}')
     notes = steps.get('precomputed', {}).get('notes', [])
     warnings += [f'What --derivatives gives: {note}' for note in notes]
+    used = steps.get('tissue', {}).get('tissue_model', {})
     return {
         **context,
+        'models': [
+            # Of the tissue models that were at hand, one was used.
+            model
+            for model in context.get('models', [])
+            if model.get('role') in (None, tissue_role(used.get('name', '')))
+        ],
         'conform': conform,
         'qc': steps.get('measure', {}).get('qc', {}),
         'run': {name: value for name, value in run.items() if value is not None},
@@ -122,11 +134,31 @@ def report_content(
         'spaces': _spaces(context, info, outputs),
         'regions': _with_tables('regions', context, info, outputs),
         'predictions': _with_tables('predictions', context, info, outputs),
+        'contrasts': _contrasts(context, info, outputs),
+        'tissue_model': used,
     }
 
 
 def _written(path: Path, outputs: Any, info: Mapping[str, Any]) -> bool:
     return path.relative_to(outputs.output_dir).as_posix() in info.get('outputs', {})
+
+
+def _contrasts(
+    context: Mapping[str, Any], info: Mapping[str, Any], outputs: Any
+) -> list[dict[str, Any]]:
+    """Add to every contrast what its coregistration found, and its file if it is used."""
+    found = info.get('steps', {}).get('coregister', {}).get('contrasts', {})
+    contrasts = []
+    for one in context.get('contrasts', []):
+        if one['name'] not in found:
+            continue  # the session ended before
+        kept = ('status', 'reasons', 'measures', 'notes')
+        result = {key: value for key, value in found[one['name']].items() if key in kept}
+        path = outputs.path('contrast_preproc', contrast=one['name'])
+        if _written(path, outputs, info):
+            result['file'] = str(path)
+        contrasts.append({'name': one['name'], **result})
+    return contrasts
 
 
 def _spaces(

@@ -12,28 +12,33 @@ from bids_app.bids.outputs import Outputs, file_id, parse_file_id, table
 from bids_app.bids.spaces import STANDARD, resolution_mm
 from bids_app.resume import relative
 
-FROM_SCAN = ('t1w_preproc', 'brain_mask')
+FROM_SCAN = ('preproc', 'brain_mask')
 """Derivatives whose source is the scan; the others are made from the corrected scan."""
 
 FROM_NETWORK = {
     'brain_mask': ('segment', 'mask'),
-    'dseg': ('segment',),
-    'probseg_gm': ('segment',),
-    'probseg_wm': ('segment',),
-    'probseg_csf': ('segment',),
+    'dseg': ('tissue', 'segment'),
+    'probseg_gm': ('tissue', 'segment'),
+    'probseg_wm': ('tissue', 'segment'),
+    'probseg_csf': ('tissue', 'segment'),
     'wholebrain_dseg': ('segment',),
     'uncertainty': ('segment',),
-    'tissue_morph': ('segment',),
+    'tissue_morph': ('tissue', 'segment'),
     'wholebrain_morph': ('segment',),
 }
-"""For every derivative that a network made, the step whose device and precision it names."""
+"""For every derivative that a network made, the step whose model, device and precision it names:
+the first of these that there is."""
+
+
+LESIONS = ('lesion_probseg', 'lesion_mask', 'lesion_morph')
+"""What a tissue model that finds lesions makes besides."""
 
 TISSUES = ('probseg_gm', 'probseg_wm', 'probseg_csf')
 
 NATIVE_SOURCES = {
     'xfm_forward': TISSUES,
     'xfm_backward': TISSUES,
-    'std_t1w': ('t1w_preproc',),
+    'std_preproc': ('preproc',),
     'std_mask': ('brain_mask',),
     'std_dseg': TISSUES,
     'std_probseg_gm': ('probseg_gm',),
@@ -68,6 +73,8 @@ class Session:
         classifier, :func:`classifier_role`): ``name``, ``version`` and ``sha256``.
     templates : mapping of str to str
         T1w image of every template, by the name of the space.
+    contrasts : mapping of str to str
+        Further scans, by their contrast.
     """
 
     outputs: Outputs
@@ -77,11 +84,16 @@ class Session:
     steps: Mapping[str, Mapping[str, Any]]
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
+    contrasts: Mapping[str, str] = field(default_factory=dict)
 
     def uri(self, identifier: str) -> str:
         """Return the BIDS URI of a derivative."""
         path = self.outputs.path(identifier)
         return 'bids::' + relative(path, self.outputs.output_dir)
+
+    def raw_uri(self, path: Path) -> str:
+        """Return the BIDS URI of a file of the raw data set."""
+        return 'bids:raw:' + relative(path, self.bids_dir)
 
 
 def describe(identifier: str, session: Session) -> dict[str, Any]:
@@ -97,33 +109,71 @@ def describe(identifier: str, session: Session) -> dict[str, Any]:
     key, labels = parse_file_id(identifier)
     if key == 'predictions':
         extra = _prediction(labels['model'], session)
+    elif 'contrast' in labels:
+        extra = _of_contrast(key, labels['contrast'], session)
     else:
         extra = _in_template_space(key, labels, session) if labels else _native(key, session)
     columns: dict[str, Any] = {}
-    for step in ('measure', 'predict', 'regions'):
+    for step in ('tissue', 'measure', 'predict', 'regions'):
         columns.update(session.steps.get(step, {}).get('columns', {}))
     return session.outputs.sidecar(identifier, **{**columns.get(identifier, {}), **extra})
 
 
 def _native(key: str, session: Session) -> dict[str, Any]:
     """Describe a derivative on the grid of the scan."""
-    if key in FROM_SCAN or 't1w_preproc' not in session.published:
-        source = 'bids:raw:' + relative(session.in_file, session.bids_dir)
+    if key in FROM_SCAN or 'preproc' not in session.published:
+        source = session.raw_uri(session.in_file)
     else:
-        source = session.uri('t1w_preproc')
+        source = session.uri('preproc')
     extra: dict[str, Any] = {'Sources': [source]}
-    if key == 't1w_preproc' and _stripped(session):
+    if key == 'preproc' and _stripped(session):
         extra['Description'] = (
-            'Bias-corrected T1w image on the grid of the scan, which came skull-stripped'
+            'Bias-corrected {reference} image on the grid of the scan, which came skull-stripped'
         )
-    if key == 't1w_preproc':
+    if key == 'preproc':
         extra['SkullStripped'] = _stripped(session)
-    for step in FROM_NETWORK.get(key, ()):
+    for step in ('tissue',) if key in LESIONS else FROM_NETWORK.get(key, ()):
         if step in session.steps:
-            extra.update(_network(session.models.get('segmentation', {}), session.steps[step]))
+            found = session.steps[step]
+            if step == 'tissue':
+                extra.update(_tissue_model(found, source, session))
+            else:
+                extra.update(_network(session.models.get('segmentation', {}), found))
             break
     if 'precomputed' in session.steps:
         extra.update(_replaced(key, source, session.steps['precomputed']['sources']))
+    return extra
+
+
+def _tissue_model(found: Mapping[str, Any], source: str, session: Session) -> dict[str, Any]:
+    """Say which tissue model was used and on which images."""
+    used = found['tissue_model']
+    others = [name for name in used['contrasts'] if name != session.outputs.reference]
+    return {
+        'Sources': [
+            source,
+            *(session.uri(file_id('contrast_preproc', contrast=name)) for name in others),
+        ],
+        'Contrasts': list(used['contrasts']),
+        'LesionsCorrected': used['corrected'] if used['lesions'] else None,
+        **_network(session.models.get(tissue_role(used['name']), {}), found),
+    }
+
+
+def _of_contrast(key: str, name: str, session: Session) -> dict[str, Any]:
+    """Describe what the coregistration of a further contrast has made."""
+    found = session.steps['coregister']['contrasts'][name]
+    raw = session.raw_uri(Path(session.contrasts[name]))
+    reference = session.uri('preproc')
+    if key == 'xfm_from_reference':
+        return {'Sources': [reference, raw]}
+    extra: dict[str, Any] = {'Sources': [raw, reference]}
+    if key == 'contrast_preproc':
+        extra['Sources'] = [raw, session.uri(file_id('xfm_to_reference', contrast=name))]
+        extra['SkullStripped'] = bool(found['skull_stripped'])
+        if found['skull_stripped']:
+            text = str(table()[key]['sidecar']['Description'])
+            extra['Description'] = text.replace('not skull-stripped', 'which came skull-stripped')
     return extra
 
 
@@ -133,7 +183,9 @@ def _replaced(key: str, source: str, given: Mapping[str, str]) -> dict[str, Any]
         return {}
     tissues = [given[name] for name in TISSUES if name in given]
     mask = given.get('brain_mask')
-    not_ours = {'Model': None, 'Device': None, 'Precision': None, 'Fallback': None, 'Manual': None}
+    not_ours = dict.fromkeys(
+        ('Model', 'Device', 'Precision', 'Fallback', 'Manual', 'Contrasts', 'LesionsCorrected')
+    )
     description = str(table()[key]['sidecar']['Description'])
     if key in given:
         sources = [given[key], *([mask] if mask and key != 'brain_mask' else [])]
@@ -176,7 +228,7 @@ def _in_template_space(key: str, labels: Mapping[str, str], session: Session) ->
     extra['Sources'] = sources
     if key.startswith('vbm_'):
         extra['Modulation'] = MODULATION
-    if key == 'std_t1w':
+    if key == 'std_preproc':
         extra['SkullStripped'] = _stripped(session)
     if 'res' in labels:
         size = resolution_mm(labels['res'])
@@ -186,6 +238,11 @@ def _in_template_space(key: str, labels: Mapping[str, str], session: Session) ->
     if space.partition('+')[0] not in STANDARD and space in session.templates:
         extra['SpatialReference'] = Path(session.templates[space]).absolute().as_uri()
     return extra
+
+
+def tissue_role(name: str) -> str:
+    """Return the role of a tissue model among the models of a run."""
+    return f'tissue {name}'
 
 
 def classifier_role(name: str) -> str:

@@ -72,7 +72,7 @@ def warp_files(
     normalisation_file : Path
         A saved :class:`~bids_app.registration.normalisation.Normalisation`.
     files : mapping of str to Path
-        Native ``t1w_preproc``, ``brain_mask``, ``probseg_gm``, ``probseg_wm`` and
+        Native ``preproc``, ``brain_mask``, ``probseg_gm``, ``probseg_wm`` and
         ``probseg_csf``.
     folder : Path
         Gets the files.
@@ -96,7 +96,7 @@ def warp_files(
         path = folder / f'{space}_{direction}.h5'
         write_composite(path, normalisation, direction)
         written[file_id(f'xfm_{direction}', space=space)] = str(path)
-    keys = ('t1w_preproc', 'brain_mask', *(f'probseg_{name}' for name in TISSUES))
+    keys = ('preproc', 'brain_mask', *(f'probseg_{name}' for name in TISSUES))
     native, native_affine = _stacked([files[key] for key in keys])
     for size in voxel_sizes:
         shape, affine = target_grid(size)
@@ -105,7 +105,7 @@ def warp_files(
         stacked = np.stack(tissues)
         dseg = np.where(inside & (stacked.sum(axis=0) > 0), stacked.argmax(axis=0) + 1, 0)
         images: list[tuple[str, np.ndarray, type]] = [
-            ('std_t1w', t1w, np.float32),
+            ('std_preproc', t1w, np.float32),
             ('std_mask', inside, np.uint8),
             ('std_dseg', dseg, np.uint8),
             *(

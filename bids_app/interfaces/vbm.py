@@ -107,12 +107,12 @@ class _TemplateInputSpec(BaseInterfaceInputSpec):
         return {
             key: Path(value)
             for key, value in self.get_traitsfree().items()
-            if key in ('t1w_preproc', 'brain_mask') or key.startswith('probseg_')
+            if key in ('preproc', 'brain_mask') or key.startswith('probseg_')
         }
 
 
 class _WarpInputSpec(_TemplateInputSpec):
-    t1w_preproc = File(exists=True, mandatory=True, desc='scan without bias field')
+    preproc = File(exists=True, mandatory=True, desc='scan without bias field')
     brain_mask = File(exists=True, mandatory=True, desc='brain mask, 0 and 1')
     probseg_gm = File(exists=True, mandatory=True, desc='probability of grey matter')
     probseg_wm = File(exists=True, mandatory=True, desc='probability of white matter')

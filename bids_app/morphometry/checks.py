@@ -122,6 +122,9 @@ fails a scan; EFC of whole heads is 0.47 to 0.68. Brain masks that were three ti
 by volume.
 """
 
+T1W_ONLY = ('wm_gm_ratio', 'cjv', 'cnr', 'snr_total', 'overlap_mean', 'wm2max')
+"""Measures whose limits say nothing of a scan of another contrast."""
+
 REGISTRATION_PREFIX = 'norm_'
 """What the measures of a registration begin with, among those of the scan."""
 
@@ -153,6 +156,73 @@ stays well below 1, since the average is blurred; two heads that lie on each oth
 outlines alone reach about half. A tenth of a millimetre is what the two directions are allowed to
 differ by design; twice that is an eighth of a voxel of 1.5 mm.
 """
+
+
+COREGISTRATION_PREFIX = 'coreg_'
+"""What the measures of the registration of another contrast begin with."""
+
+COREGISTRATION_LIMITS = (
+    Limit(
+        'dice', (0.85, INF), (0.7, INF), low='the brains do not lie on each other',
+    ),
+    Limit(
+        'coverage', (0.7, INF), (0.3, INF), low='the image covers only a part of the brain',
+    ),
+    Limit(
+        'shift_mm', (-INF, 40), (-INF, 80), high='the head lies elsewhere than the header says',
+        unit='mm',
+    ),
+    Limit(
+        'rotation_degrees', (-INF, 25), (-INF, 45), high='the head is turned against what the '
+        'header says',
+    ),
+)  # fmt: skip
+"""The threshold table of rigid registrations between the contrasts of a session."""
+
+
+def judge_coregistration(measures: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Judge the registration of another contrast to the reference.
+
+    Parameters
+    ----------
+    measures : mapping
+        What :func:`bids_app.registration.rigid.register_rigid` says of itself.
+
+    Returns
+    -------
+    status : str
+        ``ok``, ``doubtful`` or ``failed``.
+    reasons : list of str
+        Why it is not ok.
+    """
+    worst, reasons = 'ok', []
+    for limit in COREGISTRATION_LIMITS:
+        value = measures.get(limit.name, math.nan)
+        status = limit.status(value) if math.isfinite(value) else 'ok'
+        if status != 'ok':
+            worst = max(worst, status, key=ORDER.index)
+            meaning = limit.low if value < limit.ok[0] else limit.high
+            name = limit.name.replace('_', ' ')
+            reasons.append(f'{name} is {value:.3g} (expected {limit.threshold()}): {meaning}')
+    return {'warn': 'doubtful', 'fail': 'failed'}.get(worst, worst), reasons
+
+
+def coregistration_measures(contrast: str, measures: Mapping[str, Any]) -> dict[str, float]:
+    """Return the measures of a coregistration under the names of the quality table.
+
+    Parameters
+    ----------
+    contrast : str
+        ``FLAIR`` or another one.
+    measures : mapping
+        What :func:`bids_app.registration.rigid.register_rigid` says of itself. Only those of
+        :data:`_COREGISTRATION` are kept.
+    """
+    return {
+        f'{COREGISTRATION_PREFIX}{contrast.lower()}_{name}': float(measures[name])
+        for name in _COREGISTRATION
+        if name in measures and math.isfinite(measures[name])
+    }
 
 
 def registration_measures(measures: Mapping[str, Any]) -> dict[str, float]:
@@ -248,6 +318,15 @@ _COLUMNS = {
     'norm_dice': 'Soft overlap (Dice) of {} of the scan with that of the template',
     'norm_correlation': 'Correlation of {} of the scan with that of the template',
 }
+_COREGISTRATION = {
+    'dice': 'Overlap (Dice) of the brain of the {} scan with that of the reference',
+    'coverage': 'Share of the brain of the reference in the field of view of the {} scan',
+    'shift_mm': 'How far the {} scan was shifted against what the headers say',
+    'rotation_degrees': 'How far the {} scan was turned against what the headers say',
+    'similarity_before': 'Mutual information of the {} scan with the reference where the headers '
+    'put it',
+    'similarity_after': 'Mutual information of the {} scan with the reference after registration',
+}
 _SINGLE = {
     'snr_total': 'Mean of the signal-to-noise ratios of the tissues',
     'snrd_total': 'Mean of the signal-to-noise ratios (Dietrich) of the tissues',
@@ -298,7 +377,10 @@ def qc_columns(names: Iterable[str]) -> dict[str, dict[str, str]]:
     columns = {}
     for name in names:
         text = _SINGLE.get(name)
-        if text is None:
+        if text is None and name.startswith(COREGISTRATION_PREFIX):
+            contrast, _, measure = name.removeprefix(COREGISTRATION_PREFIX).partition('_')
+            text = _COREGISTRATION[measure].format(contrast.upper())
+        elif text is None:
             stem, _, tissue = name.rpartition('_')
             if stem not in _COLUMNS and name.startswith(REGISTRATION_PREFIX):
                 text = f'Registration: {name.removeprefix(REGISTRATION_PREFIX).replace("_", " ")}'
@@ -307,6 +389,8 @@ def qc_columns(names: Iterable[str]) -> dict[str, dict[str, str]]:
         columns[name] = {'Description': text}
         if name in _UNITS:
             columns[name]['Units'] = _UNITS[name]
+        elif name.startswith(COREGISTRATION_PREFIX) and name.endswith(('_mm', '_degrees')):
+            columns[name]['Units'] = 'mm' if name.endswith('_mm') else 'deg'
     return columns
 
 

@@ -28,6 +28,10 @@ def methods_text(
     atlases: Sequence[str] = (),
     classifiers: Sequence[Mapping[str, str]] = (),
     precomputed: Sequence[str] = (),
+    references: Sequence[str] = ('T1w',),
+    contrasts: Sequence[str] = (),
+    tissue_model: str = 'none',
+    correct_lesions: bool = False,
 ) -> str:
     """Word the methods section as Markdown with citations such as ``[@n4]``.
 
@@ -59,14 +63,23 @@ def methods_text(
         classifiers that were applied.
     precomputed : sequence of str
         What was taken from other derivatives, in words: ``brain mask``, ``tissue maps``.
+    references : sequence of str
+        Contrasts of the images on which everything was computed.
+    contrasts : sequence of str
+        Contrasts of the images that were registered to them.
+    tissue_model : str
+        Model of the tissue maps; ``none`` for the segmentation network, ``auto`` for the one
+        that uses most contrasts.
+    correct_lesions : bool
+        Whether white-matter lesions count as white matter.
     """
     paragraphs = [
         f'Anatomical images were processed with AnatNet {version}, a BIDS App [@bids; @bidsapps] '
         'that is built on Nipype [@nipype] and PyBIDS [@pybids].',
-        'Each T1-weighted image was reoriented to RAS axis order and resampled to 1 mm isotropic '
-        'voxels. The brain was located on the whole head at 3 mm by a three-dimensional residual '
-        'U-Net [@unet] that was trained on images synthesised from label maps, so that it is '
-        'insensitive to contrast, resolution and presence of the skull [@synthseg].',
+        f'{_references_text(references)} was reoriented to RAS axis order and resampled to 1 mm '
+        'isotropic voxels. The brain was located on the whole head at 3 mm by a three-dimensional '
+        'residual U-Net [@unet] that was trained on images synthesised from label maps, so that '
+        'it is insensitive to contrast, resolution and presence of the skull [@synthseg].',
     ]
     results = []
     if 'tissue' in modules:
@@ -84,6 +97,10 @@ def methods_text(
             'coefficient of joint variation [@cjv], contrast-to-noise ratio [@cnr] and entropy '
             'focus criterion [@efc].',
         ]
+        if contrasts:
+            paragraphs.append(_contrasts_text(contrasts, references))
+        if tissue_model != 'none' and 'tissue' in modules:
+            paragraphs.append(_tissue_model_text(tissue_model, correct_lesions))
     else:
         paragraphs[-1] += ' The brain mask was resampled to the grid of the input image.'
     if precomputed:
@@ -107,6 +124,53 @@ def methods_text(
     if weights:
         paragraphs.append(f'Network weights: {weights}.')
     return '\n\n'.join(paragraphs) + '\n'
+
+
+_WEIGHTINGS = {'T1w': 'T1-weighted', 'T2w': 'T2-weighted', 'FLAIR': 'FLAIR',
+               'PDw': 'proton-density-weighted', 'T2starw': 'T2*-weighted'}  # fmt: skip
+
+
+def _references_text(references: Sequence[str]) -> str:
+    words = [_WEIGHTINGS.get(name, name) for name in references]
+    if list(references) == ['T1w']:
+        return 'Each T1-weighted image'
+    if 'T1w' not in references:
+        return (
+            f'There being no T1-weighted image, the {_joined(words)} image took its place, which '
+            'makes volumes less exact. It'
+        )
+    others = [word for word in words if word != _WEIGHTINGS['T1w']]
+    return (
+        f'Each T1-weighted image, or where there was none the sharpest other one '
+        f'({_joined(others)}), which makes volumes less exact,'
+    )
+
+
+def _contrasts_text(contrasts: Sequence[str], references: Sequence[str]) -> str:
+    words = _joined([_WEIGHTINGS.get(name, name) for name in contrasts])
+    noun = 'image was' if len(contrasts) == 1 else 'images were'
+    fixed = 'T1-weighted' if list(references) == ['T1w'] else 'reference'
+    return (
+        f'The {words} {noun} corrected in the same way, registered to the {fixed} image with a '
+        'rigid transform that maximises normalised mutual information [@nmi], and interpolated '
+        'once, with cubic B-splines.'
+    )
+
+
+def _tissue_model_text(model: str, correct_lesions: bool) -> str:
+    which = (
+        'the network that uses most of the contrasts of the session'
+        if model == 'auto'
+        else f'the network {model}'
+    )
+    text = (
+        'Inside the brain mask the probabilities of grey matter, white matter and cerebrospinal '
+        f'fluid were computed by {which}, from images at 1 mm with mean 0 and standard deviation '
+        '1 in the brain, and resampled to the grid of the input image.'
+    )
+    if correct_lesions:
+        text += ' White-matter lesions that it found on FLAIR images were counted as white matter.'
+    return text
 
 
 def _bias_text(resolutions: str) -> str:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger('anatnet.reports')
 
 FILE_KEYS = (
-    't1w_preproc',
-    't1w',
+    'preproc',
+    'scan',
     'brain_mask',
     'dseg',
     'wholebrain_dseg',
@@ -36,7 +36,7 @@ FILE_KEYS = (
     'wholebrain_morph',
     'qc_stats',
 )
-"""What a report shows: keys of the table of outputs, and ``t1w``, the raw scan."""
+"""What a report shows: keys of the table of outputs, and ``scan``, the raw scan."""
 
 _FIGURE_SOURCES = {
     'mask': 'brain_mask',
@@ -91,7 +91,7 @@ def render_page(
     values: dict[str, Any] = {
         'report': context,
         'files': files,
-        'missing': [key for key in keys if key not in files and key != 't1w'],
+        'missing': [key for key in keys if key not in files and key != 'scan'],
         'participant': facts.participant_rows(context.participant),
         'figures': [],
         'defs': '',
@@ -106,7 +106,7 @@ def render_page(
         'predictions': [],
     }
     documents: dict[str, str] = {}
-    scan_key = 't1w_preproc' if 't1w_preproc' in files else 't1w'
+    scan_key = 'preproc' if 'preproc' in files else 'scan'
     if scan_key in files:
         values['scan_name'] = Path(files[scan_key]).name
         with parts.attempt('The scan'):
@@ -205,7 +205,7 @@ def _pictures(
             wholebrain=volumes.get('wholebrain_dseg'),
             entropy=volumes.get('uncertainty'),
         )
-    if scan_key == 't1w_preproc' and 'dseg' in volumes:
+    if scan_key == 'preproc' and 'dseg' in volumes:
         with parts.attempt('The histogram of intensities'):
             result['histogram'] = charts.intensity_histogram(gallery.scan, volumes['dseg'])
     return result

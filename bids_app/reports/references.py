@@ -56,6 +56,14 @@ REFERENCES = (
         '10.3389/fninf.2011.00013',
     ),
     Reference(
+        'nmi',
+        'Studholme, C., Hill, D.L.G., & Hawkes, D.J.',
+        1999,
+        'An overlap invariant entropy measure of 3D medical image alignment',
+        'Pattern Recognition 32(1), 71-86',
+        '10.1016/S0031-3203(98)00091-0',
+    ),
+    Reference(
         'n4',
         'Tustison, N.J. et al.',
         2010,

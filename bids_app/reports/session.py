@@ -33,6 +33,8 @@ class SessionReport:
         ``sub-01_ses-1``.
     status : str
         ``completed`` or ``failed``.
+    reference : str
+        Contrast of the image on whose grid everything is; ``T1w`` nearly always.
     inputs : list of dict
         The scans that were used: ``path``, ``suffix`` and, optionally, ``note``.
     skipped : list of dict
@@ -40,7 +42,7 @@ class SessionReport:
     conform : dict
         What :func:`bids_app.images.conform.conform_file` reported; ``notes`` is a list of text.
     files : dict of str
-        Derivatives by the keys of :data:`FILE_KEYS`; additionally ``t1w``, the raw scan, which
+        Derivatives by the keys of :data:`FILE_KEYS`; additionally ``scan``, the raw scan, which
         is shown where there is no preprocessed one. Files that do not exist are passed over.
     qc : dict
         ``status`` (``ok``, ``warn`` or ``fail``), ``reasons`` (list of text) and ``checks``
@@ -73,7 +75,7 @@ class SessionReport:
         - ``measures``: what the registration says of itself (``Normalisation.measures``),
           judged with the limits of :mod:`bids_app.morphometry.checks`;
         - ``files``: derivatives in this space by their keys in the table of outputs. Shown are
-          ``std_t1w``, ``vbm_gm``, ``vbm_gm_smooth`` (the one of the first width) and
+          ``std_preproc``, ``vbm_gm``, ``vbm_gm_smooth`` (the one of the first width) and
           ``jacobian`` (affine and nonlinear part); others may be there;
         - ``template``: files of the template: ``t1w`` and ``tissues``
           (:class:`bids_app.images.templates.Template`); they may lie anywhere;
@@ -85,12 +87,21 @@ class SessionReport:
     predictions : list of dict
         One per classifier: ``model`` (name), ``file`` (the table that holds what
         :func:`bids_app.inference.classifier.predict_files` returned) and, optionally, ``sha256``.
+    contrasts : list of dict
+        One per image that was registered to the reference: ``name`` (``T2w``, ``FLAIR``),
+        ``status`` (``ok``, ``doubtful`` or ``failed``; only the first is used), ``reasons`` (list
+        of text), ``measures`` of the registration, ``notes`` and, where it is used, ``file``, the
+        image on the grid of the reference.
+    tissue_model : dict
+        What made the tissue maps, if it was not the segmentation model: ``name``, ``contrasts``
+        that it used, ``unused``, ``lesions`` (whether it looked for them) and ``corrected``.
     methods : str
         Methods text in Markdown with citations such as ``[@n4]``.
     """
 
     label: str
     status: str = 'completed'
+    reference: str = 'T1w'
     inputs: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
     conform: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +117,8 @@ class SessionReport:
     spaces: list[dict[str, Any]] = field(default_factory=list)
     regions: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
+    contrasts: list[dict[str, Any]] = field(default_factory=list)
+    tissue_model: dict[str, Any] = field(default_factory=dict)
     methods: str = ''
 
     def to_dict(self, root: str | Path | None = None) -> dict[str, Any]:
@@ -178,7 +191,7 @@ def with_paths(content: Mapping[str, Any], change: Callable[[str], str]) -> dict
             {**space, 'files': files(space.get('files')), 'template': files(space.get('template'))}
             for space in result['spaces']
         ]
-    for name in ('regions', 'predictions'):
+    for name in ('regions', 'predictions', 'contrasts'):
         if name in result:
             result[name] = [
                 {**one, 'file': change(str(one['file']))} if one.get('file') else one

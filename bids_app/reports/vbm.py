@@ -163,9 +163,10 @@ def _pictures(
         quality=80 if finest else 70,
     )  # fmt: skip
     result['definitions'] = gallery.definitions()
-    if 'std_t1w' in files:
+    if 'std_preproc' in files:
         with attempt(f'The registration to {name}'):
-            result['registration'], document = gallery.registration(load_volume(files['std_t1w']))
+            scan = load_volume(files['std_preproc'])
+            result['registration'], document = gallery.registration(scan)
             documents[f'space-{name}_T1w'] = document
     for key, draw in _map_drawings(gallery, space).items():
         if key in files:

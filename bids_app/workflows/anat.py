@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builder of the workflow that turns one T1w scan into derivatives and a report."""
+"""Builder of the workflow that turns the scans of one session into derivatives and a report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from bids_app.interfaces.anat import (
     RestoreMask,
     SegmentBrain,
 )
+from bids_app.interfaces.contrasts import CoregisterContrasts, SegmentTissues
 from bids_app.interfaces.measure import MeasureBrain
 from bids_app.interfaces.precomputed import OWN, UsePrecomputed
 from bids_app.interfaces.publish import PublishSession
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     from bids_app.bids.precomputed import Precomputed
 
 EXPECTED_SECONDS = {
-    'conform': 2.0, 'mask': 5.0, 'bias': 5.0, 'segment': 20.0, 'restore': 1.0, 'precomputed': 3.0,
-    'normalise': 15.0, 'measure': 3.0, 'warp': 3.0, 'modulate': 3.0, 'predict': 2.0,
-    'regions': 2.0, 'publish': 6.0, 'report': 10.0,
+    'conform': 2.0, 'mask': 5.0, 'bias': 5.0, 'segment': 20.0, 'coregister': 20.0, 'tissue': 15.0,
+    'restore': 1.0, 'precomputed': 3.0, 'normalise': 15.0, 'measure': 3.0, 'warp': 3.0,
+    'modulate': 3.0, 'predict': 2.0, 'regions': 2.0, 'publish': 6.0, 'report': 10.0,
 }  # fmt: skip
 """Rough times on 2 CPU cores, until the first scan has been measured."""
+
+TISSUE_MAPS = ('dseg', 'probseg_gm', 'probseg_wm', 'probseg_csf')
+"""What a tissue model makes in place of the segmentation model."""
 
 NETWORK_MEM_GB = 4.0
 BYTES_PER_VOXEL = 60
@@ -42,6 +46,8 @@ def anat_steps(
     modules: Sequence[str],
     precomputed: Sequence[Precomputed] = (),
     vbm: VbmSettings | None = None,
+    contrasts: Collection[str] = (),
+    tissue_model: str = 'none',
 ) -> tuple[str, ...]:
     """Return the names of the nodes that a session needs, in order.
 
@@ -53,17 +59,23 @@ def anat_steps(
         What replaces ours.
     vbm : VbmSettings, optional
         What is wanted in template space.
+    contrasts : collection of str
+        Contrasts that the session has besides its reference.
+    tissue_model : str
+        ``none``, or what makes the tissue maps.
     """
     if not {'tissue', 'wholebrain'} & set(modules):
         given = any(one.kind == 'brain_mask' for one in precomputed)
         replacing = ('precomputed',) if given else ()
         return ('conform', 'mask', 'restore', *replacing, 'publish', 'report')
+    others = ('coregister',) if contrasts else ()
+    tissue = ('tissue',) if tissue_model != 'none' and 'tissue' in modules else ()
     replacing = ('precomputed',) if precomputed else ()
     register = ('normalise',) if vbm else ()
     after = vbm.steps if vbm else ()
     return (
-        'conform', 'mask', 'bias', 'segment', *replacing, *register, 'measure', *after, 'publish',
-        'report',
+        'conform', 'mask', 'bias', 'segment', *others, *tissue, *replacing, *register, 'measure',
+        *after, 'publish', 'report',
     )  # fmt: skip
 
 
@@ -71,12 +83,17 @@ def init_anat_wf(
     *,
     subject: str,
     session: str | None,
-    t1w: Path,
+    scan: Path,
     bids_dir: Path,
     output_dir: Path,
     model: Path,
     models: Mapping[str, Mapping[str, str]],
     modules: Sequence[str] = ('mask', 'tissue', 'wholebrain'),
+    reference: str = 'T1w',
+    contrasts: Mapping[str, Path] | None = None,
+    tissue_model: str = 'none',
+    models_dir: Path | None = None,
+    correct_lesions: bool = False,
     vbm: VbmSettings | None = None,
     precomputed: Sequence[Precomputed] = (),
     precomputed_uris: Mapping[str, str] | None = None,
@@ -94,16 +111,17 @@ def init_anat_wf(
     Workflow Graph
         conform -> mask -> bias -> segment -> measure -> publish -> report, and for the module
         ``mask`` alone conform -> mask -> restore -> publish -> report. All of them pass files.
-        Where other pipelines have made a mask or tissues, ``precomputed`` follows ``segment`` (or
-        ``restore``). In template space, normalise -> warp, modulate, predict, regions lie
-        between ``segment`` and ``publish``.
+        Further contrasts go through ``coregister``, which follows ``segment``, and a tissue model
+        through ``tissue`` after both. Where other pipelines have made a mask or tissues,
+        ``precomputed`` follows (or comes after ``restore``). In template space, normalise ->
+        warp, modulate, predict, regions lie between these and ``publish``.
 
     Parameters
     ----------
     subject, session : str
         Labels without ``sub-`` and ``ses-``; ``session`` may be None.
-    t1w : Path
-        The scan.
+    scan : Path
+        The reference, on which everything is computed: nearly always a T1w.
     bids_dir, output_dir : Path
         Roots of the raw data set and of the derivatives.
     model : Path
@@ -113,6 +131,16 @@ def init_anat_wf(
         ``registration`` and those of classifiers; a changed checksum makes cached results invalid.
     modules : sequence of str
         ``mask``, ``tissue``, ``wholebrain``: which native outputs are written.
+    reference : str
+        Contrast of the reference.
+    contrasts : mapping of str to Path, optional
+        Further scans, by their contrast; for the module ``mask`` alone they are not needed.
+    tissue_model : str
+        ``none``, ``auto``, or name or folder of the model that makes the tissue maps.
+    models_dir : Path, optional
+        Where tissue models are, instead of the folder of the installation.
+    correct_lesions : bool
+        Count lesions that the tissue model finds as white matter.
     vbm : VbmSettings, optional
         What is wanted in template space.
     precomputed : sequence of Precomputed
@@ -135,8 +163,8 @@ def init_anat_wf(
 
     Inputs
     ------
-    t1w
-        The scan.
+    scan
+        The reference.
 
     Outputs
     -------
@@ -147,28 +175,37 @@ def init_anat_wf(
     -------
     nipype.pipeline.engine.Workflow
     """
-    steps = anat_steps(modules, precomputed, vbm)
+    contrasts = dict(contrasts or {})
+    steps = anat_steps(modules, precomputed, vbm, contrasts, tissue_model)
     full = 'segment' in steps
     native_gb = BYTES_PER_VOXEL * voxels / 1e9
     on_gpu = device.startswith('cuda')
-    network = {
-        'model': str(model),
-        'model_sha256': models['segmentation']['sha256'],
+    resources = {
         'precision': precision,
         'device': device,
         'threads': omp_nthreads,
         'low_mem': low_mem,
         'use_gpu': on_gpu,
     }
+    network = {
+        'model': str(model),
+        'model_sha256': models['segmentation']['sha256'],
+        **resources,
+    }
     network_resources = {
         'n_procs': 1 if on_gpu else omp_nthreads,
         'mem_gb': NETWORK_MEM_GB + native_gb,
     }
-    place = {'output_dir': str(output_dir), 'subject': subject, 'session': session or ''}
+    place = {
+        'output_dir': str(output_dir),
+        'subject': subject,
+        'session': session or '',
+        'reference': reference,
+    }
 
     workflow = pe.Workflow(name=name)
-    inputnode = pe.Node(niu.IdentityInterface(fields=['t1w']), name='inputnode')
-    inputnode.inputs.t1w = str(t1w)
+    inputnode = pe.Node(niu.IdentityInterface(fields=['scan']), name='inputnode')
+    inputnode.inputs.scan = str(scan)
     outputnode = pe.Node(niu.IdentityInterface(fields=['info']), name='outputnode')
 
     conform = pe.Node(ConformScan(), name='conform', mem_gb=1.0 + native_gb)
@@ -181,6 +218,7 @@ def init_anat_wf(
                 space: str(template.t1w)
                 for space, template in (vbm.templates.items() if vbm else ())
             },
+            contrasts={name: str(path) for name, path in contrasts.items()},
             threads=omp_nthreads,
             **place,
         ),
@@ -194,9 +232,9 @@ def init_anat_wf(
         mem_gb=1.0 + native_gb,
     )
     workflow.connect([
-        (inputnode, conform, [('t1w', 'in_file')]),
+        (inputnode, conform, [('scan', 'in_file')]),
         (conform, mask, [('out_file', 'in_file')]),
-        (inputnode, publish, [('t1w', 'in_file')]),
+        (inputnode, publish, [('scan', 'in_file')]),
         (conform, publish, [('info', 'conform_info')]),
         (mask, publish, [('info', 'mask_info')]),
         (publish, report, [('info', 'info')]),
@@ -219,7 +257,7 @@ def init_anat_wf(
     if not full:
         restore = pe.Node(RestoreMask(), name='restore', mem_gb=0.5 + native_gb)
         workflow.connect([
-            (inputnode, restore, [('t1w', 'native_file')]),
+            (inputnode, restore, [('scan', 'native_file')]),
             (mask, restore, [('mask_file', 'mask_file')]),
             (restore, publish, [('info', 'restore_info')]),
         ])  # fmt: skip
@@ -237,39 +275,84 @@ def init_anat_wf(
         mem_gb=1.5 + native_gb,
     )
     segment = pe.Node(SegmentBrain(**network, sloppy=sloppy), name='segment', **network_resources)
-    measure = pe.Node(MeasureBrain(), name='measure', mem_gb=1.0 + native_gb)
-    images = [('brain_mask', 'brain_mask')]
+    measure = pe.Node(MeasureBrain(reference=reference), name='measure', mem_gb=1.0 + native_gb)
+    images = ['brain_mask']
     tables = [('qc_stats', 'qc_stats')]
     if 'tissue' in modules:
-        images += [(key, key) for key in ('dseg', 'probseg_gm', 'probseg_wm', 'probseg_csf')]
+        images += TISSUE_MAPS
         tables.append(('tissue_morph', 'tissue_morph'))
     if 'wholebrain' in modules:
-        images.append(('wholebrain_dseg', 'wholebrain_dseg'))
+        images.append('wholebrain_dseg')
         tables.append(('wholebrain_morph', 'wholebrain_morph'))
     workflow.connect([
         (conform, bias, [('out_file', 'in_file')]),
         (mask, bias, [('mask_file', 'mask_file')]),
-        (inputnode, bias, [('t1w', 'native_file')]),
+        (inputnode, bias, [('scan', 'native_file')]),
         (bias, segment, [('out_file', 'in_file')]),
         (mask, segment, [('coarse_file', 'coarse_file')]),
         # Its header has passed our rule for contradictory matrices; the scan's own has not.
         (bias, segment, [('native_file', 'native_file')]),
-        (inputnode, measure, [('t1w', 'raw_file')]),
-        (bias, measure, [('native_file', 't1w_preproc')]),
+        (inputnode, measure, [('scan', 'raw_file')]),
+        (bias, measure, [('native_file', 'preproc')]),
         (mask, measure, [('info', 'mask_info')]),
-        (bias, publish, [('native_file', 't1w_preproc'), ('info', 'bias_info')]),
+        (bias, publish, [('native_file', 'preproc'), ('info', 'bias_info')]),
         (segment, publish, [('info', 'segment_info')]),
         (measure, publish, [*tables, ('info', 'measure_info')]),
     ])  # fmt: skip
-    maps = segment
+    coregister = None
+    if 'coregister' in steps:
+        coregister = pe.Node(
+            CoregisterContrasts(
+                contrasts=list(contrasts),
+                scans=[str(path) for path in contrasts.values()],
+                sloppy=sloppy,
+                **network,
+            ),
+            name='coregister',
+            **network_resources,
+        )
+        workflow.connect([
+            (bias, coregister, [('native_file', 'reference'), ('out_file', 'conformed')]),
+            (segment, coregister, [('brain_mask', 'brain_mask')]),
+            (coregister, measure, [('info', 'coregister_info')]),
+            (coregister, publish, [('info', 'coregister_info')]),
+        ])  # fmt: skip
+    maps = dict.fromkeys((*OWN, 'info'), segment)
+    if 'tissue' in steps:
+        tissue = pe.Node(
+            SegmentTissues(
+                reference=reference,
+                tissue_model=tissue_model,
+                models_dir=str(models_dir or ''),
+                sha256=[
+                    info['sha256'] for role, info in models.items() if role.startswith('tissue ')
+                ],
+                correct_lesions=correct_lesions,
+                **resources,
+            ),
+            name='tissue',
+            **network_resources,
+        )
+        workflow.connect([
+            (bias, tissue, [('out_file', 'in_file')]),
+            (segment, tissue, [
+                ('brain_mask', 'brain_mask'), ('wholebrain_dseg', 'wholebrain_dseg'),
+                ('info', 'segment_info'),
+            ]),
+            (tissue, publish, [('info', 'tissue_info')]),
+        ])  # fmt: skip
+        if coregister is not None:
+            workflow.connect([(coregister, tissue, [('info', 'coregister_info')])])
+        maps.update(dict.fromkeys((*TISSUE_MAPS, 'info'), tissue))
     if replacing is not None:
-        own = [(key, key) for key in OWN]
-        workflow.connect([(segment, replacing, [*own, ('info', 'info')])])
-        maps = replacing
-    workflow.connect([
-        (maps, measure, [*((key, key) for key in OWN), ('info', 'segment_info')]),
-        (maps, publish, [*images, ('uncertainty', 'uncertainty')]),
-    ])  # fmt: skip
+        for key, node in maps.items():
+            workflow.connect(node, key, replacing, key)
+        maps = dict.fromkeys(maps, replacing)
+    for key in OWN:
+        workflow.connect(maps[key], key, measure, key)
+    workflow.connect(maps['info'], 'info', measure, 'segment_info')
+    for key in (*images, 'uncertainty'):
+        workflow.connect(maps[key], key, publish, key)
     if vbm is not None:
         in_template = init_vbm_wf(
             settings=vbm,
@@ -279,10 +362,11 @@ def init_anat_wf(
             sloppy=sloppy,
             native_gb=native_gb,
         )
-        inputs = [(key, f'inputnode.{key}') for key in INPUTS if key != 't1w_preproc']
+        for key in INPUTS:
+            if key != 'preproc':
+                workflow.connect(maps[key], key, in_template, f'inputnode.{key}')
         workflow.connect([
-            (bias, in_template, [('native_file', 'inputnode.t1w_preproc')]),
-            (maps, in_template, inputs),
+            (bias, in_template, [('native_file', 'inputnode.preproc')]),
             (in_template, measure, [('outputnode.normalise_info', 'normalise_info')]),
             (in_template, publish, [
                 (f'outputnode.{step}_info', f'{step}_info') for step in ('normalise', *vbm.steps)

@@ -15,7 +15,7 @@ from typing import Any
 from bids_app.bids.inputs import SessionRecord
 from bids_app.bids.outputs import Outputs
 from bids_app.config import RunConfig
-from bids_app.interfaces.sidecars import classifier_role
+from bids_app.interfaces.sidecars import classifier_role, tissue_role
 from bids_app.resume import relative
 
 LOGGER = logging.getLogger('anatnet.workflow')
@@ -58,12 +58,14 @@ class ModelInUse:
 class ModelsInUse:
     """The models of a run by their role; without ``vbm``, or with ANTs, none registers.
 
-    ``classifiers`` are those that ``--classifier`` applies.
+    ``classifiers`` are those that ``--classifier`` applies, ``tissue`` those that
+    ``--tissue-model`` may use, one of them for a session.
     """
 
     segmentation: ModelInUse
     registration: ModelInUse | None = None
     classifiers: tuple[ModelInUse, ...] = ()
+    tissue: tuple[ModelInUse, ...] = ()
 
     @classmethod
     def find(cls, config: RunConfig) -> ModelsInUse:
@@ -75,13 +77,22 @@ class ModelsInUse:
             If one is not there or broken.
         """
         segmentation = ModelInUse.find(config.model, config.models_dir)
+        tissue: tuple[ModelInUse, ...] = ()
+        if config.tissue_model != 'none' and 'tissue' in config.modules:
+            from bids_app.inference.tissue import tissue_models
+
+            names = [config.tissue_model]
+            if config.tissue_model == 'auto':
+                names = [str(folder) for folder in tissue_models(config.models_dir)]
+            tissue = tuple(ModelInUse.find(name, config.models_dir) for name in names)
+            _check_tissue_models(tissue, config)
         if 'vbm' not in config.modules:
-            return cls(segmentation)
+            return cls(segmentation, tissue=tissue)
         registration = None
         if config.registration != 'ants':
             registration = ModelInUse.find(REGISTRATION_MODEL, config.models_dir)
         classifiers = tuple(ModelInUse.find(folder) for folder in config.classifier)
-        return cls(segmentation, registration, classifiers)
+        return cls(segmentation, registration, classifiers, tissue)
 
     @property
     def by_role(self) -> dict[str, ModelInUse]:
@@ -89,22 +100,43 @@ class ModelsInUse:
         found = {'segmentation': self.segmentation}
         if self.registration is not None:
             found['registration'] = self.registration
-        return {**found, **{classifier_role(model.name): model for model in self.classifiers}}
+        return {
+            **found,
+            **{tissue_role(model.name): model for model in self.tissue},
+            **{classifier_role(model.name): model for model in self.classifiers},
+        }
 
     @property
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of every model by its name, of classifiers by their role."""
-        found = {
-            model.name: model.sha256
-            for model in (self.segmentation, self.registration)
-            if model is not None
+        """SHA-256 of every model by its role; those of every run by their name."""
+        always = ('segmentation', 'registration')
+        return {
+            model.name if role in always else role: model.sha256
+            for role, model in self.by_role.items()
         }
-        return {**found, **{classifier_role(one.name): one.sha256 for one in self.classifiers}}
 
     @property
     def infos(self) -> dict[str, dict[str, str]]:
         """Name, version and checksum of every model by its role."""
         return {role: model.info for role, model in self.by_role.items()}
+
+
+def _check_tissue_models(models: Sequence[ModelInUse], config: RunConfig) -> None:
+    """Raise a ModelError where there is none, or one for another task."""
+    from bids_app.errors import ModelError
+    from bids_app.inference.models import load_card, models_folder
+
+    if not models:
+        raise ModelError(
+            f'no tissue model in {config.models_dir or models_folder()}: name one with '
+            '--tissue-model, or give a folder that has some with --models-dir'
+        )
+    for model in models:
+        if load_card(model.folder).content.get('task') != 'tissue':
+            raise ModelError(
+                f'{model.folder} is no tissue model: --tissue-model takes one whose card.json has '
+                '"task": "tissue"'
+            )
 
 
 @dataclass
@@ -128,6 +160,8 @@ class Job:
         Why, in one line.
     step : str, optional
         The step that failed.
+    all_contrasts : bool
+        Whether images besides the reference are processed, too.
     """
 
     record: SessionRecord
@@ -141,6 +175,7 @@ class Job:
     step: str | None = None
     crash_files: list[Path] = field(default_factory=list)
     report_problem: str | None = None
+    all_contrasts: bool = True
 
     @property
     def label(self) -> str:
@@ -150,8 +185,17 @@ class Job:
     @property
     def input_files(self) -> list[Path]:
         """Files that the results depend on."""
-        scans = [self.record.t1w.path] if self.record.t1w is not None else []
+        reference = self.record.reference
+        scans = [reference.path] if reference is not None else []
+        scans += self.contrasts.values()
         return [*scans, *(one.path for one in self.record.precomputed)]
+
+    @property
+    def contrasts(self) -> dict[str, Path]:
+        """Scans besides the reference that are processed, by their contrast."""
+        if not self.all_contrasts:
+            return {}
+        return {scan.suffix: scan.path for scan in self.record.contrasts}
 
     def precomputed_uris(self, derivatives: Mapping[str, Path]) -> dict[str, str]:
         """Return the BIDS URIs of the files of other pipelines, by their kinds."""
@@ -200,7 +244,7 @@ class Job:
         import nibabel as nib
 
         try:
-            return math.prod(nib.load(self.record.t1w.path).shape[:3])
+            return math.prod(nib.load(self.record.reference.path).shape[:3])
         except Exception:  # whatever is wrong is said by the step that reads the scan
             return 0
 
@@ -216,7 +260,7 @@ def make_jobs(config: RunConfig, records: Sequence[SessionRecord]) -> list[Job]:
     jobs = []
     for record in records:
         name = workflow_name(record)
-        outputs = Outputs(config.output_dir, record.subject, record.session)
+        outputs = Outputs(config.output_dir, record.subject, record.session, record.reference_name)
         job = Job(
             record,
             outputs,
@@ -224,6 +268,7 @@ def make_jobs(config: RunConfig, records: Sequence[SessionRecord]) -> list[Job]:
             base / name,
             base / f'.{name}.lock',
             outputs.log_dir(config.run_uuid),
+            all_contrasts=bool({'tissue', 'wholebrain'} & set(config.modules)),
         )
         if record.problem is not None:
             job.end('skipped', record.problem)
@@ -271,3 +316,29 @@ def node_info(work_dir: Path, node: str) -> dict[str, Any]:
         except (OSError, ValueError):
             continue
     return {}
+
+
+def tissue_problem(job: Job, models: ModelsInUse) -> str | None:
+    """Say what a session lacks for every tissue model that may be used; None if one will do.
+
+    It is asked before anything is computed.
+    """
+    if not models.tissue:
+        return None
+    from bids_app.inference.models import load_card
+    from bids_app.inference.tissue import usable_contrasts
+
+    reference = job.record.reference_name
+    available = {reference, *job.contrasts}
+    cards = [load_card(model.folder) for model in models.tissue]
+    if any(usable_contrasts(card, available, reference) for card in cards):
+        return None
+    wanted = list(cards[0].content['contrasts'])
+    missing = [one for one in wanted if one not in available]
+    if cards[0].content.get('missing_contrasts'):
+        missing = missing[:1]  # the others may be missing
+    names = ' or '.join(card.name for card in cards)
+    return (
+        f'the tissue model {names} needs {" and ".join(missing)}, which this session does not '
+        f'have (it has {", ".join(sorted(available))}): give --tissue-model auto or another model'
+    )

@@ -32,7 +32,13 @@ from bids_app.workflows.execution import (
     configure_nipype,
     limit_workers,
 )
-from bids_app.workflows.jobs import Job, ModelsInUse, make_jobs, node_info
+from bids_app.workflows.jobs import (
+    Job,
+    ModelsInUse,
+    make_jobs,
+    node_info,
+    tissue_problem,
+)
 
 if TYPE_CHECKING:
     from bids_app.workflows.vbm import VbmSettings
@@ -120,6 +126,9 @@ def _plan(job: Job, config: RunConfig, models: ModelsInUse) -> None:
     if decision.action != 'run':
         job.end(decision.action, decision.reason)
         return
+    if problem := tissue_problem(job, models):
+        job.end('failed', problem)
+        return
     job.reason = decision.reason
 
 
@@ -139,7 +148,12 @@ def _compute(
     configure_nipype(config, _log_file_handler())
 
     vbm = vbm_settings(config, models.registration, choice.device, models.classifiers)
-    steps_of = {job.name: anat_steps(config.modules, job.record.precomputed, vbm) for job in jobs}
+    steps_of = {
+        job.name: anat_steps(
+            config.modules, job.record.precomputed, vbm, job.contrasts, config.tissue_model
+        )
+        for job in jobs
+    }
     by_name = {job.name: job for job in jobs}
     order = {job.name: index for index, job in enumerate(jobs)}
 
@@ -220,19 +234,24 @@ def _run_batch(
 
     outer = pe.Workflow(name=jobs[0].work_dir.parent.name, base_dir=str(config.work_dir))
     for job in jobs:
-        LOGGER.info('%s: %s (%s)', job.label, job.record.t1w.path.name, job.reason)
+        LOGGER.info('%s: %s (%s)', job.label, job.record.reference.path.name, job.reason)
         job.outputs.state_file.unlink(missing_ok=True)
         remove_leftovers(job.outputs.subject_dir)  # figures and state are there, too
         atomic_write_text(job.log_dir / 'anatnet.toml', config.to_toml())
         workflow = init_anat_wf(
             subject=job.record.subject,
             session=job.record.session,
-            t1w=job.record.t1w.path,
+            scan=job.record.reference.path,
             bids_dir=config.bids_dir,
             output_dir=config.output_dir,
             model=models.segmentation.folder,
             models=models.infos,
             modules=config.modules,
+            reference=job.record.reference_name,
+            contrasts=job.contrasts,
+            tissue_model=config.tissue_model,
+            models_dir=config.models_dir,
+            correct_lesions=config.correct_lesions,
             vbm=vbm,
             precomputed=job.record.precomputed,
             precomputed_uris=job.precomputed_uris(config.derivatives),
@@ -332,7 +351,11 @@ def _write_state(
         models=models.checksums,
         outputs=outputs or {},
         error=error,
-        run={'uuid': config.run_uuid, 'report': content},
+        run={
+            'uuid': config.run_uuid,
+            'reference': job.record.reference_name,
+            'report': content,
+        },
     )
     try:
         atomic_write_text(job.outputs.state_file, state.to_json())

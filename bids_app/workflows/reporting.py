@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_app import __version__
+from bids_app.bids.files import MAX_TABLE_BYTES, read_text
 from bids_app.bids.inputs import SessionRecord, Skipped
 from bids_app.config import RunConfig
 from bids_app.interfaces.publish import STEPS
@@ -49,17 +51,16 @@ def context(
     """Return what is known of a session before it is computed, as fields of a SessionReport."""
     record = job.record
     given = _precomputed(record)
-    scan = record.t1w
+    scan = record.reference
     return {
         'label': job.label,
-        'inputs': [
-            {'path': relative(scan.path, config.bids_dir), 'suffix': scan.suffix}
-        ] if scan is not None else [],
+        'reference': record.reference_name,
+        'inputs': _inputs(job, config),
         'skipped': [
             {'path': relative(skipped.path, config.bids_dir), 'reason': skipped.reason}
-            for skipped in (*record.skipped, *_not_processed(record))
+            for skipped in (*record.skipped, *_not_processed(job))
         ],
-        'files': {'t1w': str(scan.path)} if scan is not None else {},
+        'files': {'scan': str(scan.path)} if scan is not None else {},
         'participant': participant(config.bids_dir, record.subject),
         'run': {
             'version': __version__,
@@ -69,16 +70,33 @@ def context(
             'device_reason': device_reason,
             'modules': list(config.modules),
         },
-        'warnings': [text for option, text in _OPTION_WARNINGS.items() if getattr(config, option)],
+        'warnings': [
+            *_no_t1w(record),
+            *(text for option, text in _OPTION_WARNINGS.items() if getattr(config, option)),
+        ],
         'models': [
-            {**model.info, 'licence': model.licence} for model in models.by_role.values()
+            {
+                **model.info,
+                'licence': model.licence,
+                **({'role': role} if model in models.tissue else {}),
+            }
+            for role, model in models.by_role.items()
+        ],
+        'contrasts': [
+            {'name': name, 'scan': str(path)} for name, path in job.contrasts.items()
         ],
         'precomputed': given,
         **(_template_space(vbm) if vbm is not None else {}),
         'methods': run_methods(
             config,
-            [model.info for model in models.by_role.values()],
+            [
+                model.info
+                for model in models.by_role.values()
+                if config.tissue_model != 'auto' or model not in models.tissue
+            ],
             [f'{one["what"]} ("{one["name"]}")' for one in given],
+            references=[record.reference_name],
+            contrasts=list(job.contrasts),
         ),
     }  # fmt: skip
 
@@ -125,13 +143,45 @@ def _template_space(vbm: VbmSettings) -> dict[str, Any]:
     }
 
 
-def _not_processed(record: SessionRecord) -> list[Skipped]:
-    """List what was found for modules that this release does not have."""
-    scans = (record.t2w, record.flair, *record.dwi)
+def _inputs(job: Job, config: RunConfig) -> list[dict[str, str]]:
+    """List the scans that are used, the reference first."""
+    record = job.record
+    if record.reference is None:
+        return []
+    used = [scan for scan in record.contrasts if scan.path in job.contrasts.values()]
+    inputs = [
+        {'path': relative(scan.path, config.bids_dir), 'suffix': scan.suffix}
+        for scan in (record.reference, *used)
+    ]
+    if record.stand_in is not None:
+        inputs[0]['note'] = 'stands in for a T1w: everything is computed on it'
+    for one in inputs[1:]:
+        one['note'] = f'registered to the {record.reference.suffix}'
+    return inputs
+
+
+def _no_t1w(record: SessionRecord) -> list[str]:
+    """Warn of a reference that is no T1w."""
+    if record.stand_in is None:
+        return []
     return [
-        Skipped(scan.path, f'found, but this release does not process {scan.suffix} images')
-        for scan in scans
-        if scan is not None
+        f'This session has no T1w image. The {record.reference_name} image stands in for it: '
+        'volumes are less exact than those of a T1w, and must not be mixed with them.'
+    ]
+
+
+def _not_processed(job: Job) -> list[Skipped]:
+    """List what was found for modules that do not run, or that this release does not have."""
+    left = [scan for scan in job.record.contrasts if scan.path not in job.contrasts.values()]
+    return [
+        *(
+            Skipped(scan.path, 'needed for the modules tissue and wholebrain only')
+            for scan in left
+        ),
+        *(
+            Skipped(scan.path, f'found, but this release does not process {scan.suffix} images')
+            for scan in job.record.dwi
+        ),
     ]
 
 
@@ -212,9 +262,9 @@ def participant(bids_dir: Path, subject: str) -> dict[str, Any]:
 @lru_cache(maxsize=4)
 def _participants(path: Path) -> dict[str, dict[str, str]]:
     try:
-        with path.open(encoding='utf-8-sig', newline='') as stream:
-            rows = list(csv.DictReader(stream, delimiter='\t'))
-    except (OSError, UnicodeDecodeError, csv.Error):
+        text = read_text(path, MAX_TABLE_BYTES, 'utf-8-sig')
+        rows = list(csv.DictReader(io.StringIO(text, newline=''), delimiter='\t'))
+    except (OSError, ValueError, csv.Error):
         return {}
     return {
         row['participant_id']: {

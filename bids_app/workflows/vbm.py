@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bids_app.workflows.jobs import ModelInUse
 
 INPUTS = (
-    't1w_preproc', 'brain_mask', 'probseg_gm', 'probseg_wm', 'probseg_csf', 'wholebrain_dseg',
+    'preproc', 'brain_mask', 'probseg_gm', 'probseg_wm', 'probseg_csf', 'wholebrain_dseg',
 )  # fmt: skip
 """What the workflow takes: native derivatives by their keys."""
 
@@ -175,7 +175,7 @@ def init_vbm_wf(
 
     Inputs
     ------
-    t1w_preproc, brain_mask, probseg_gm, probseg_wm, probseg_csf, wholebrain_dseg
+    preproc, brain_mask, probseg_gm, probseg_wm, probseg_csf, wholebrain_dseg
         On the grid of the scan, not compressed.
 
     Outputs
@@ -233,7 +233,7 @@ def init_vbm_wf(
         mem_gb=1.0 + native_gb,
     )
     workflow.connect([
-        (inputnode, normalise, [(key, key) for key in INPUTS if key != 't1w_preproc']),
+        (inputnode, normalise, [(key, key) for key in INPUTS if key != 'preproc']),
         (inputnode, warp, [(key, key) for key in INPUTS if key != 'wholebrain_dseg']),
         (inputnode, modulate, [pair for pair in tissues if pair[0] != 'probseg_csf']),
         (normalise, warp, [('normalisations', 'normalisations')]),

@@ -13,7 +13,12 @@ from bids_app.config import RunConfig
 
 
 def run_methods(
-    config: RunConfig, models: Sequence[Mapping[str, Any]], precomputed: Sequence[str] = ()
+    config: RunConfig,
+    models: Sequence[Mapping[str, Any]],
+    precomputed: Sequence[str] = (),
+    *,
+    references: Sequence[str] = ('T1w',),
+    contrasts: Sequence[str] = (),
 ) -> str:
     """Word the methods of a run as Markdown.
 
@@ -25,6 +30,10 @@ def run_methods(
         ``name``, ``version`` and ``sha256`` of the models.
     precomputed : sequence of str
         What was taken from other pipelines, in words.
+    references : sequence of str
+        Contrasts of the images that were processed, ``T1w`` nearly always.
+    contrasts : sequence of str
+        Contrasts that were registered to them.
     """
     from bids_app.inference.classifier import read_task
     from bids_app.inference.models import load_card
@@ -51,4 +60,15 @@ def run_methods(
         atlases=[atlas_label(atlas_parts(text)[0]) for text in config.atlas],
         classifiers=classifiers,
         precomputed=precomputed,
+        references=references,
+        contrasts=contrasts,
+        tissue_model=_tissue_model(config),
+        correct_lesions=config.correct_lesions,
     )
+
+
+def _tissue_model(config: RunConfig) -> str:
+    """Return ``none``, ``auto`` or the name of the tissue model."""
+    if config.tissue_model in ('none', 'auto'):
+        return config.tissue_model
+    return Path(config.tissue_model).name

@@ -4,6 +4,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from bids_app.bids.filters import check_filters, read_filters
@@ -27,6 +29,14 @@ def names(record) -> dict[str, str | None]:
 
 def reasons(record) -> dict[str, str]:
     return {skipped.path.name: skipped.reason for skipped in record.skipped}
+
+
+def write_grid(path: Path, shape, zooms):
+    """Write an image of zeros, which compress to nothing."""
+    affine = np.diag([*zooms, 1.0])
+    image = nib.Nifti1Image(np.zeros(shape, np.uint8), affine)
+    image.set_sform(affine, 1)
+    nib.save(image, path)
 
 
 def test_sessions_are_apart_and_sorted(make_bids):
@@ -81,6 +91,63 @@ def test_parts_of_heads_and_foreign_images_are_skipped_with_a_reason(make_bids):
     assert 'folder' in found['sub-02_T1w.nii.gz']
 
 
+def test_without_t1w_the_sharpest_other_image_is_the_reference(make_bids):
+    names = ['T2w', 'FLAIR', 'acq-tse_PDw', 'inplaneT2', 'echo-1_MEGRE']
+    root = make_bids([f'sub-01/anat/sub-01_{name}.nii.gz' for name in names])
+    anat = root / 'sub-01' / 'anat'
+    write_grid(anat / 'sub-01_T2w.nii.gz', (200, 200, 30), (1, 1, 5))
+    write_grid(anat / 'sub-01_FLAIR.nii.gz', (200, 200, 60), (1.2, 1, 3))
+    write_grid(anat / 'sub-01_acq-tse_PDw.nii.gz', (200, 200, 60), (1.3, 1, 3))
+    write_grid(anat / 'sub-01_inplaneT2.nii.gz', (400, 400, 20), (0.5, 0.5, 2))  # a slab
+    (record,) = collect(root)
+    assert record.problem is None
+    assert record.reference.path.name == 'sub-01_FLAIR.nii.gz'
+    assert record.reference_name == 'FLAIR'
+    assert [scan.suffix for scan in record.contrasts] == ['T2w']
+    found = reasons(record)
+    assert 'sub-01_FLAIR.nii.gz stands in for the T1w' in found['sub-01_acq-tse_PDw.nii.gz']
+    assert 'sub-01_FLAIR.nii.gz stands in for the T1w' in found['sub-01_inplaneT2.nii.gz']
+    assert found['sub-01_echo-1_MEGRE.nii.gz'] == 'MEGRE images are not used'
+
+
+def test_another_contrast_can_be_the_reference(make_bids):
+    root = make_bids([f'sub-01/anat/sub-01_{name}.nii.gz' for name in ('FLAIR', 'PDw')])
+    anat = root / 'sub-01' / 'anat'
+    write_grid(anat / 'sub-01_FLAIR.nii.gz', (200, 200, 30), (1, 1, 5))
+    write_grid(anat / 'sub-01_PDw.nii.gz', (200, 200, 160), (1, 1, 1))
+    (record,) = collect(root)
+    assert record.reference_name == 'PDw'
+    assert [scan.suffix for scan in record.contrasts] == ['FLAIR']
+
+
+def test_images_that_cannot_be_read_are_the_last_choice(make_bids):
+    files = {'sub-01/anat/sub-01_T2w.nii.gz': 'x', 'sub-01/anat/sub-01_FLAIR.nii.gz': 'x'}
+    root = make_bids(files)
+    (record,) = collect(root)
+    assert record.reference_name == 'T2w'
+    write_grid(root / 'sub-01/anat/sub-01_FLAIR.nii.gz', (40, 40, 10), (5, 5, 8))
+    (record,) = collect(root)
+    assert record.reference_name == 'FLAIR'
+
+
+def test_a_t1w_is_the_reference_and_other_images_may_be_refused_as_one(make_bids):
+    root = make_bids(
+        [
+            'sub-01/anat/sub-01_T1w.nii.gz',
+            'sub-01/anat/sub-01_T2w.nii.gz',
+            'sub-01/anat/sub-01_PDw.nii.gz',
+            'sub-02/anat/sub-02_PDw.nii.gz',
+        ]
+    )
+    for options in ({}, {'reference': 'T1w'}):
+        first, second = collect(root, **options)
+        assert first.reference is first.t1w
+        assert first.reference_name == 'T1w'
+        assert [scan.suffix for scan in first.contrasts] == ['T2w']
+        assert 'only where there is no T1w' in reasons(first)['sub-01_PDw.nii.gz']
+        assert (second.problem is None) == (not options)
+
+
 def test_a_session_without_t1w_says_so(make_bids):
     root = make_bids(
         [
@@ -89,8 +156,8 @@ def test_a_session_without_t1w_says_so(make_bids):
             'sub-03/anat/sub-03_chunk-1_T1w.nii.gz',
         ]
     )
-    problems = [record.problem for record in collect(root)]
-    assert problems[0] == 'no T1w or UNIT1 image'
+    problems = [record.problem for record in collect(root, reference='T1w')]
+    assert problems[0] == 'no T1w or UNIT1 image, which --reference T1w asks for'
     assert problems[1] == 'no anatomical image'
     assert 'chunk-1' in problems[2]
 
@@ -135,6 +202,13 @@ def test_unknown_participant_is_named_with_a_guess(make_bids):
     root = make_bids(['sub-01/anat/sub-01_T1w.nii.gz'])
     with pytest.raises(NoInputError, match=r'sub-1 in .*mean 01.*mounted'):
         collect(root, participant_label=('1',))
+
+
+def test_of_thousands_of_unknown_participants_the_first_are_named(make_bids):
+    root = make_bids(['sub-01/anat/sub-01_T1w.nii.gz'])
+    with pytest.raises(NoInputError, match=r'sub-x4 and 4995 more in .*1 participants') as caught:
+        collect(root, participant_label=tuple(f'x{n}' for n in range(5000)))
+    assert len(str(caught.value)) < 500
 
 
 def test_only_asked_participants_are_listed(make_bids):
@@ -219,6 +293,9 @@ def test_filtered_images_are_listed(make_bids):
         ('{"t1w": 1}', 'must look like'),
         ('{"t3w": {}}', '"t3w"'),
         ('{"t1w": {"colour": "x"}}', 'colour'),
+        ('{"t1w": {"run": {"1": 2}}}', '"run" of t1w'),
+        ('{"t1w": {"run": [1, [2]]}}', '"run" of t1w'),
+        ('[' * 100_000, 'nested too deeply'),
     ],
 )
 def test_bad_filter_files(tmp_path, text, message):

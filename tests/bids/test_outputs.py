@@ -26,7 +26,7 @@ from bids_app.bids.outputs import (
 from bids_app.config import RunConfig
 
 NAMES = {
-    't1w_preproc': '_desc-preproc_T1w.nii.gz',
+    'preproc': '_desc-preproc_T1w.nii.gz',
     'brain_mask': '_desc-brain_mask.nii.gz',
     'dseg': '_dseg.nii.gz',
     'probseg_gm': '_label-GM_probseg.nii.gz',
@@ -37,6 +37,9 @@ NAMES = {
     'tissue_morph': '_desc-tissue_morph.tsv',
     'wholebrain_morph': '_desc-wholebrain_morph.tsv',
     'qc_stats': '_desc-qc_stats.tsv',
+    'lesion_probseg': '_label-WMH_probseg.nii.gz',
+    'lesion_mask': '_desc-wmh_mask.nii.gz',
+    'lesion_morph': '_desc-wmh_morph.tsv',
 }
 
 
@@ -51,7 +54,7 @@ def test_names_are_those_of_the_conventions():
 TEMPLATE_NAMES = {
     'xfm_forward': '_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5',
     'xfm_backward': '_from-MNI152NLin2009aSym_to-T1w_mode-image_xfm.h5',
-    'std_t1w': '_space-MNI152NLin2009aSym_res-1p5_desc-preproc_T1w.nii.gz',
+    'std_preproc': '_space-MNI152NLin2009aSym_res-1p5_desc-preproc_T1w.nii.gz',
     'std_mask': '_space-MNI152NLin2009aSym_res-1p5_desc-brain_mask.nii.gz',
     'std_dseg': '_space-MNI152NLin2009aSym_res-1p5_dseg.nii.gz',
     'std_probseg_gm': '_space-MNI152NLin2009aSym_res-1p5_label-GM_probseg.nii.gz',
@@ -66,9 +69,13 @@ TEMPLATE_NAMES = {
     'jacobian': '_space-MNI152NLin2009aSym_res-1p5_desc-jacobian_morph.nii.gz',
     'regions_morph': '_atlas-aal_desc-regions_morph.tsv',
     'predictions': '_desc-sexpif_predictions.tsv',
+    'contrast_preproc': '_desc-preproc_FLAIR.nii.gz',
+    'xfm_to_reference': '_from-FLAIR_to-T1w_mode-image_xfm.txt',
+    'xfm_from_reference': '_from-T1w_to-FLAIR_mode-image_xfm.txt',
 }  # fmt: skip
 GIVEN = {
     'space': 'MNI152NLin2009aSym', 'res': 1.5, 'fwhm': 8, 'atlas': 'aal', 'model': 'sexpif',
+    'contrast': 'FLAIR',
 }  # fmt: skip
 
 
@@ -86,6 +93,27 @@ def test_names_in_template_space_are_those_of_the_conventions():
         assert sidecar == f'sub-01{ending.split(".")[0]}.json'
 
 
+def test_names_follow_a_reference_that_is_no_t1w():
+    outputs = Outputs(Path('out'), '01', reference='T2w')
+    assert outputs.path('preproc').name == 'sub-01_desc-preproc_T2w.nii.gz'
+    assert outputs.path('dseg').name == 'sub-01_dseg.nii.gz'
+    assert outputs.path('std_preproc', space='MNI305', res=1).name == (
+        'sub-01_space-MNI305_res-1_desc-preproc_T2w.nii.gz'
+    )
+    names = [outputs.path('xfm_forward', space='MNI305').name,
+             outputs.path('xfm_backward', space='MNI305').name,
+             outputs.path('xfm_to_reference', contrast='FLAIR').name]  # fmt: skip
+    assert names == [
+        'sub-01_from-T2w_to-MNI305_mode-image_xfm.h5',
+        'sub-01_from-MNI305_to-T2w_mode-image_xfm.h5',
+        'sub-01_from-FLAIR_to-T2w_mode-image_xfm.txt',
+    ]
+    fields = outputs.sidecar('xfm_to_reference contrast-FLAIR')
+    assert fields['Reference'] == 'T2w'
+    assert 'resamples the FLAIR scan onto the T2w scan' in fields['Description']
+    assert 'Reference' not in Outputs(Path('out'), '01').sidecar('preproc')
+
+
 def test_file_id_there_and_back():
     for key in table():
         found, labels = parse_file_id(file_id(key, **given(key)))
@@ -98,16 +126,16 @@ def test_file_id_there_and_back():
 
 def test_what_a_name_needs_must_be_given():
     with pytest.raises(KeyError, match='res'):
-        Outputs(Path('out'), '01').path('std_t1w', space='MNI305')
+        Outputs(Path('out'), '01').path('std_preproc', space='MNI305')
     with pytest.raises(KeyError, match='space'):
-        Outputs(Path('out'), '01').path('std_t1w')
+        Outputs(Path('out'), '01').path('std_preproc')
 
 
 def test_only_the_tissue_segmentation_has_no_desc():
     """smriprep takes any native dseg or probseg without further entities for its own."""
     for key, entry in table().items():
         if entry['suffix'] in ('dseg', 'probseg') and 'space' not in entry['entities']:
-            assert ('desc' in entry['entities']) != (key == 'dseg' or key.startswith('probseg_'))
+            assert ('desc' in entry['entities']) != (key == 'dseg' or 'probseg_' in f'{key}_')
 
 
 @pytest.mark.parametrize('key', sorted(table()))
@@ -116,7 +144,8 @@ def test_entries_are_well_formed(key):
     assert set(entry) == {'folder', 'entities', 'suffix', 'extension', 'sidecar'}
     assert set(entry['entities']) <= set(ENTITY_ORDER)
     values = [
-        re.sub(r'\{(space|res|fwhm|atlas|model)\}', 'x', v) for v in entry['entities'].values()
+        re.sub(r'\{(space|res|fwhm|atlas|model|reference|contrast)\}', 'x', v)
+        for v in (*entry['entities'].values(), entry['suffix'])
     ]
     assert all(re.fullmatch('[0-9a-zA-Z+]+', value) for value in values)
     assert entry['sidecar']['Description']

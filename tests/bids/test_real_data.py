@@ -58,7 +58,9 @@ def test_counts(collect, name, sessions, t1w, t2w, flair, dwi):
     assert len(records) == sessions
     assert (found['t1w'], found['t2w'], found['flair']) == (t1w, t2w, flair)
     assert sum(len(record.dwi) for record in records) == dwi
-    assert sum(record.problem is None for record in records) == t1w
+    stand_ins = {'bids_real': ['FLAIR']}.get(name, [])
+    assert [record.reference_name for record in records if record.stand_in] == stand_ins
+    assert sum(record.problem is None for record in records) == t1w + len(stand_ins)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_which_t1w_is_taken(collect, name, label, t1w):
 @pytest.mark.parametrize(
     ('name', 'label', 'file', 'reason'),
     [
-        ('bids_examples/ds005', 'sub-01', 'inplaneT2', 'inplaneT2 images are not used'),
+        ('bids_examples/ds005', 'sub-01', 'inplaneT2', 'used only where there is no T1w'),
         ('bids_examples/ds051', 'sub-01', 'run-02_T1w', 'a later run'),
         ('bids_examples/mri_chunk', 'sub-001', 'chunk-2', 'not a whole head'),
         ('bids_examples/qmri_qsm', 'sub-01', 'part-phase', 'not a magnitude image'),
@@ -98,7 +100,13 @@ def test_why_others_are_not(collect, name, label, file, reason):
 
 def test_sessions_that_cannot_be_processed(collect):
     assert collect('bids_examples/7t_trt')['sub-01_ses-2'].problem == 'no anatomical image'
-    assert collect('bids_real')['sub-ms19_ses-1'].problem == 'no T1w or UNIT1 image'
+    assert collect('bids_examples/mri_chunk')['sub-001'].problem.startswith('no usable T1w image')
+
+
+def test_what_stands_in_for_a_t1w(collect):
+    records = collect('bids_real')
+    assert records['sub-ms19_ses-1'].reference.path.name == 'sub-ms19_ses-1_FLAIR.nii.gz'
+    assert [scan.suffix for scan in records['sub-ms01_ses-1'].contrasts] == ['T2w', 'FLAIR']
 
 
 def test_gradients_of_the_root_are_inherited(collect, data_dir):

@@ -34,7 +34,7 @@ def session(folder, sform):
     raw.write_bytes(image.header.binaryblock + bytes(4) + scan.astype(np.float32).tobytes('F'))
     native = load_scan(raw)
     arrays = {
-        't1w_preproc': scan,
+        'preproc': scan,
         **maps,
         'brain_mask': radius < 15,
         'uncertainty': 0.1 * (radius < 15),

@@ -62,7 +62,7 @@ def test_publish_is_reproducible(place):
 def test_sidecars_say_where_things_come_from(place):
     files, outputs, scan, raw = place
     publish(files, outputs, scan, raw, steps=STEPS, models=MODELS)
-    preproc, mask = sidecar(outputs, 't1w_preproc'), sidecar(outputs, 'brain_mask')
+    preproc, mask = sidecar(outputs, 'preproc'), sidecar(outputs, 'brain_mask')
     assert preproc['SkullStripped'] is True
     assert 'not skull-stripped' not in preproc['Description']
     assert preproc['Sources'] == ['bids:raw:sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz']
@@ -99,7 +99,7 @@ def test_report_content_names_only_files_of_this_run(place):
     _, outputs, _, _ = place
     name = outputs.path('dseg').relative_to(outputs.output_dir).as_posix()
     content = report_content(
-        {'label': 'sub-01_ses-a', 'run': {'version': '1'}, 'files': {'t1w': '/raw/t1w'}},
+        {'label': 'sub-01_ses-a', 'run': {'version': '1'}, 'files': {'scan': '/raw/t1w'}},
         {
             'steps': {
                 'conform': {'notes': ['x'], 'seconds': 1.0, 'peak_gb': 1.5},
@@ -110,7 +110,7 @@ def test_report_content_names_only_files_of_this_run(place):
         },
         outputs,
     )
-    assert content['files'] == {'dseg': str(outputs.path('dseg')), 't1w': '/raw/t1w'}
+    assert content['files'] == {'dseg': str(outputs.path('dseg')), 'scan': '/raw/t1w'}
     assert content['run'] == {'version': '1', 'device': 'cpu', 'peak_memory_gb': 2.5}
     assert [step['name'] for step in content['steps']] == ['conform', 'segment', 'publish']
     assert content['conform'] == {'notes': ['x']}  # what a step costs is not geometry

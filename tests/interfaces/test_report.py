@@ -15,7 +15,7 @@ def test_spaces_and_regions(tmp_path):
     outputs = Outputs(tmp_path, '01')
     labels = {'space': SPACE['space'], 'res': 1.5}
     smooth = outputs.path('vbm_gm_smooth', **labels, fwhm=6)
-    written = [outputs.path('dseg'), outputs.path('std_t1w', **labels), smooth,
+    written = [outputs.path('dseg'), outputs.path('std_preproc', **labels), smooth,
                outputs.path('regions_morph', atlas='A'),
                outputs.path('predictions', model='sexpif')]  # fmt: skip
     context = {
@@ -35,7 +35,7 @@ def test_spaces_and_regions(tmp_path):
     assert space['measures'] == {'dice_gm': 0.7}
     assert space['notes'] == ['Fallback of the registration: no memory']
     assert space['files'] == {
-        'std_t1w': str(outputs.path('std_t1w', **labels)), 'vbm_gm_smooth': str(smooth)
+        'std_preproc': str(outputs.path('std_preproc', **labels)), 'vbm_gm_smooth': str(smooth)
     }  # fmt: skip
     assert space['template'] == SPACE['template']
     assert content['regions'] == [

@@ -31,7 +31,7 @@ def scan(tmp_path):
     brain[8:22, 8:28, 8:20] = True
     gm = brain & (np.arange(SHAPE[0])[:, None, None] < 15)
     maps = {
-        't1w_preproc': 10 + 90 * brain,
+        'preproc': 10 + 90 * brain,
         'brain_mask': brain,
         'probseg_gm': 0.9 * gm + 0.1 * (brain & ~gm),
         'probseg_wm': 0.8 * (brain & ~gm),
@@ -52,7 +52,7 @@ def test_warped_images_have_the_grid_and_the_tissues(scan, tmp_path):
         shape, affine = target_grid(size)
         images = {
             key: nib.load(found[file_id(f'std_{key}', space=SPACE, res=size)])
-            for key in ('t1w', 'mask', 'dseg', 'probseg_gm', 'probseg_wm', 'probseg_csf')
+            for key in ('preproc', 'mask', 'dseg', 'probseg_gm', 'probseg_wm', 'probseg_csf')
         }
         for image in images.values():
             assert image.shape == shape
@@ -68,7 +68,7 @@ def test_warped_images_have_the_grid_and_the_tissues(scan, tmp_path):
         assert set(np.unique(data['dseg'])) == {0, 1, 2}
         inside = data['mask'] > 0
         assert (data['dseg'] == 1)[inside].mean() == pytest.approx(0.5, abs=0.1)
-        assert data['t1w'].max() == pytest.approx(100)
+        assert data['preproc'].max() == pytest.approx(100)
 
 
 def test_transforms_are_written_in_both_directions(scan, tmp_path):

@@ -93,7 +93,7 @@ def make_space(
                         np.zeros(shape)], -1) * 255  # fmt: skip
     modulated = maps['scan', 'gm'] * jacobian
     files = {
-        'std_t1w': (f'{prefix}_space-{SPACE}_res-3_desc-preproc_T1w', maps['scan', 't1']),
+        'std_preproc': (f'{prefix}_space-{SPACE}_res-3_desc-preproc_T1w', maps['scan', 't1']),
         'vbm_gm': (f'{prefix}_space-{SPACE}_res-3_label-GM_desc-modulated_probseg', modulated),
         'vbm_gm_smooth': (
             f'{prefix}_space-{SPACE}_res-3_label-GM_desc-modulatedsmooth6mm_probseg',

@@ -33,7 +33,7 @@ def derivatives(tmp_path_factory) -> dict[str, str]:
         [(dseg == 2) & left, dseg == 2, (dseg == 1) & left, dseg == 1], [2, 41, 3, 42], 0
     ).astype(np.uint8)
     volumes = {
-        't1w_preproc': scan,
+        'preproc': scan,
         'brain_mask': (radius < 1).astype(np.uint8),
         'dseg': dseg,
         'wholebrain_dseg': structures,
@@ -185,7 +185,7 @@ def test_failed_session_without_any_file(parse, tmp_path):
         'sub-02',
         status='failed',
         skipped=[('a.nii.gz', 'a tuple is fine, too')],
-        files={'t1w_preproc': str(tmp_path / 'absent.nii.gz')},
+        files={'preproc': str(tmp_path / 'absent.nii.gz')},
         errors=[{'step': 'conform', 'message': 'a.nii.gz is not a NIfTI <file>',
                  'traceback': 'Traceback: <module>', 'file': 'log/crash.txt'}],
     )  # fmt: skip
@@ -194,13 +194,13 @@ def test_failed_session_without_any_file(parse, tmp_path):
     assert 'a.nii.gz is not a NIfTI &lt;file&gt;' in text
     assert 'Traceback: &lt;module&gt;' in text
     assert 'a tuple is fine, too' in text
-    assert 'Not made: t1w_preproc' in text
+    assert 'Not made: preproc' in text
     assert 'viewer-data"' not in text
     assert not parse(text).stack
 
 
 def test_failed_session_shows_the_raw_scan(derivatives, tmp_path):
-    report = SessionReport('sub-03', 'failed', files={'t1w': derivatives['t1w_preproc']})
+    report = SessionReport('sub-03', 'failed', files={'scan': derivatives['preproc']})
     text = write_report(report, tmp_path / 'sub-03.html').read_text()
     assert 'There is no mask or segmentation of this scan.' in text
     assert 'id="explore"' in text
@@ -215,7 +215,7 @@ def test_broken_files_become_notes(derivatives, tmp_path, content):
     assert 'The file broken.nii.gz could not be shown' in text
     assert 'id="mask"' in text
     assert 'id="tissues"' not in text
-    files['t1w_preproc'] = str(broken)
+    files['preproc'] = str(broken)
     text = write_report(SessionReport('sub-04', files=files), tmp_path / 'b.html').read_text()
     assert 'The scan could not be shown' in text
 
@@ -233,7 +233,7 @@ def test_derivatives_of_other_grids_and_empty_masks(parse, derivatives, tmp_path
 def test_unwritable_figures_do_not_cost_the_page(derivatives, tmp_path):
     blocked = tmp_path / 'figures'
     blocked.write_text('a file where the folder should be')
-    report = SessionReport('sub-06', files={'t1w': derivatives['t1w_preproc'],
+    report = SessionReport('sub-06', files={'scan': derivatives['preproc'],
                                             'brain_mask': derivatives['brain_mask']})  # fmt: skip
     path = write_report(report, tmp_path / 'a.html', blocked)
     assert path.is_file()

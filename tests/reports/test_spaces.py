@@ -90,7 +90,7 @@ def test_scale_top_is_round(high, top):
 
 
 def test_registration_figure(gallery, space):
-    figure, document = gallery.registration(load_volume(space['files']['std_t1w']))
+    figure, document = gallery.registration(load_volume(space['files']['std_preproc']))
     assert [plane for plane, _ in figure['rows']] == ['axial', 'coronal', 'sagittal']
     assert len(figure['second']) == 3
     definitions = gallery.definitions() + figure['pictures']

@@ -32,7 +32,7 @@ def build(tmp_path):
         settings = {
             'subject': '01',
             'session': None,
-            't1w': scan,
+            'scan': scan,
             'bids_dir': scan.parent,
             'output_dir': tmp_path / 'out',
             'model': tmp_path / 'model',
@@ -96,7 +96,9 @@ def test_modules_choose_what_is_published(build, modules, missing):
 
 def test_every_step_has_an_expected_time():
     steps = {
-        *anat_steps(ALL, GIVEN, settings(atlases=ATLASES, classifiers=CLASSIFIERS)),
+        *anat_steps(
+            ALL, GIVEN, settings(atlases=ATLASES, classifiers=CLASSIFIERS), ['T2w'], 'auto'
+        ),
         *anat_steps(('mask',)),
     }
     assert steps == set(EXPECTED_SECONDS)

@@ -34,17 +34,52 @@ def test_report_names_everything_that_was_found(raw, tmp_path):
         ModelInUse(tmp_path, 'symnet', '1.0', 'cd' * 32, 'Apache-2.0'),
     )
     found = reporting.context(job, config, models, 'cpu (asked for)')
-    assert found['inputs'] == [{'path': 'sub-01/anat/sub-01_run-1_T1w.nii.gz', 'suffix': 'T1w'}]
-    assert found['skipped'] == [
-        {'path': 'sub-01/anat/sub-01_run-2_T1w.nii.gz', 'reason': 'a later run'},
+    assert found['inputs'] == [
+        {'path': 'sub-01/anat/sub-01_run-1_T1w.nii.gz', 'suffix': 'T1w'},
         {
             'path': 'sub-01/anat/sub-01_FLAIR.nii.gz',
-            'reason': 'found, but this release does not process FLAIR images',
+            'suffix': 'FLAIR',
+            'note': 'registered to the T1w',
         },
     ]
+    assert found['skipped'] == [
+        {'path': 'sub-01/anat/sub-01_run-2_T1w.nii.gz', 'reason': 'a later run'}
+    ]
+    assert 'The FLAIR image was corrected in the same way, registered to' in found['methods']
+    assert job.input_files == [record.t1w.path, record.flair.path]
     assert 'two resolutions' in found['methods']
     assert [model['name'] for model in found['models']] == ['brain', 'symnet']
     assert [text.split(':')[0] for text in found['warnings']] == ['Made with --sloppy']
+
+
+def test_for_the_mask_alone_no_further_contrast_is_needed(raw, tmp_path):
+    record = SessionRecord(
+        '01', None, t1w=Scan(raw / 'x', 'T1w', {}), flair=Scan(raw / 'y', 'FLAIR', {})
+    )
+    config = RunConfig(raw, tmp_path / 'out', work_dir=tmp_path / 'work', modules=('mask',))
+    (job,) = make_jobs(config, [record])
+    assert job.contrasts == {}
+    assert job.input_files == [raw / 'x']
+    models = ModelsInUse(ModelInUse(tmp_path, 'brain', '1.0', 'ab' * 32, 'Apache-2.0'))
+    found = reporting.context(job, config, models, 'cpu')
+    assert [one['suffix'] for one in found['inputs']] == ['T1w']
+    assert [one['path'] for one in found['skipped']] == ['y']
+    assert 'FLAIR' not in found['methods']
+
+
+def test_report_says_that_the_reference_is_no_t1w(raw, tmp_path):
+    t2w = Scan(raw / 'x', 'T2w', {})
+    record = SessionRecord('01', None, t2w=t2w, stand_in=t2w)
+    config = RunConfig(raw, tmp_path / 'out', work_dir=tmp_path / 'work')
+    (job,) = make_jobs(config, [record])
+    assert job.outputs.path('preproc').name == 'sub-01_desc-preproc_T2w.nii.gz'
+    models = ModelsInUse(ModelInUse(tmp_path, 'brain', '1.0', 'ab' * 32, 'Apache-2.0'))
+    found = reporting.context(job, config, models, 'cpu')
+    assert found['reference'] == 'T2w'
+    assert 'no T1w image' in found['warnings'][0]
+    assert 'less exact' in found['warnings'][0]
+    assert found['inputs'][0]['note'].startswith('stands in for a T1w')
+    assert 'There being no T1-weighted image, the T2-weighted image' in found['methods']
 
 
 def test_report_tells_of_template_space_and_of_other_pipelines(raw, tmp_path):
