@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo   install into .venv, make a small BIDS data set, process it, say where the report is
 # make test   install the test tools as well and run the tests
+# make image  build the container image anatnet:VERSION for Docker or Podman
+# make sif    build anatnet_VERSION.sif for Apptainer, and run one scan of the demo in it
 #
 # PYTHON=python3.12  another interpreter (3.10 or newer)
 # VENV=DIR           another place for the environment
 # DEMO=DIR           another place for the demo
+# ENGINE=podman      instead of docker
+# TORCH=cu130        container with CUDA: a tag of PyTorch's package index; else cpu
+# BUILD_ARGS=...     more options for the build of the container
 
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
+ENGINE ?= docker
+APPTAINER ?= apptainer
+TORCH ?= cpu
+VERSION = $(shell sed -n "s/^__version__ = '\(.*\)'/\1/p" bids_app/__init__.py)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null)
+TAG = $(VERSION)$(if $(filter-out cpu,$(TORCH)),-$(TORCH))
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint install check-python clean
+.PHONY: demo test lint image sif install check-python clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m bids_app.demo "$(DEMO)/bids"
@@ -27,6 +38,14 @@ lint: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet "ruff>=0.17"
 	$(BIN)/ruff check bids_app tests benchmarks run.py
 	$(BIN)/ruff format --check bids_app tests benchmarks run.py
+
+image:
+	$(ENGINE) build --tag anatnet:$(TAG) --build-arg TORCH=$(TORCH) \
+	  --build-arg IMAGE_TAG=anatnet:$(TAG) --build-arg REVISION=$(REVISION) $(BUILD_ARGS) .
+
+sif:
+	$(APPTAINER) build --build-arg torch=$(TORCH) --build-arg revision=$(or $(REVISION),unknown) \
+	  $(BUILD_ARGS) anatnet_$(TAG).sif Singularity.def
 
 install: $(VENV)/.installed
 

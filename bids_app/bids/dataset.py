@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_app import __version__
-from bids_app.bids.files import atomic_write_bytes, write_if_different
+from bids_app.bids.files import atomic_write_bytes, read_json, write_if_different
 from bids_app.errors import AnatNetError, UsageError
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def dataset_description(config: RunConfig) -> dict[str, Any]:
     if tag := os.environ.get('ANATNET_DOCKER_TAG'):
         generated['Container'] = {'Type': 'docker', 'Tag': tag}
     elif uri := os.environ.get('ANATNET_SINGULARITY_URL'):
+        # Our definition names the file of the image, where nobody has named its place of origin.
+        uri = Path(uri).as_uri() if os.path.isabs(uri) else uri
         generated['Container'] = {'Type': 'singularity', 'URI': uri}
     description: dict[str, Any] = {
         'Name': f'{PIPELINE}: segmentation of structural MRI',
@@ -99,7 +101,7 @@ def dataset_description(config: RunConfig) -> dict[str, Any]:
 def read_description(folder: Path) -> dict[str, Any]:
     """Read a ``dataset_description.json``; empty where there is none or it is not JSON."""
     try:
-        content = json.loads((Path(folder) / 'dataset_description.json').read_text('utf-8'))
+        content = read_json(Path(folder) / 'dataset_description.json')
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

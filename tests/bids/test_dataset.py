@@ -47,6 +47,20 @@ def test_description_takes_over_what_the_source_says(config, monkeypatch):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ('value', 'uri'),
+    [
+        ('docker://anatnet/anatnet:1', 'docker://anatnet/anatnet:1'),
+        ('/images/my study/anatnet.sif', 'file:///images/my%20study/anatnet.sif'),
+    ],
+)
+def test_singularity_image_is_named_by_a_uri(config, monkeypatch, value, uri):
+    monkeypatch.delenv('ANATNET_DOCKER_TAG', raising=False)
+    monkeypatch.setenv('ANATNET_SINGULARITY_URL', value)
+    (maker,) = dataset_description(config)['GeneratedBy']
+    assert maker['Container'] == {'Type': 'singularity', 'URI': uri}
+
+
 def test_files_that_are_right_are_not_touched(config):
     write_dataset_files(config)
     before = {file: file.stat().st_ino for file in config.output_dir.iterdir()}
