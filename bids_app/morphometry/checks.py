@@ -215,8 +215,8 @@ def coregistration_measures(contrast: str, measures: Mapping[str, Any]) -> dict[
     contrast : str
         ``FLAIR`` or another one.
     measures : mapping
-        What :func:`bids_app.registration.rigid.register_rigid` says of itself. Only those of
-        :data:`_COREGISTRATION` are kept.
+        What :func:`bids_app.registration.rigid.register_rigid` says of itself; overlap,
+        coverage, displacement and similarity are kept.
     """
     return {
         f'{COREGISTRATION_PREFIX}{contrast.lower()}_{name}': float(measures[name])
@@ -323,9 +323,10 @@ _COREGISTRATION = {
     'coverage': 'Share of the brain of the reference in the field of view of the {} scan',
     'shift_mm': 'How far the {} scan was shifted against what the headers say',
     'rotation_degrees': 'How far the {} scan was turned against what the headers say',
-    'similarity_before': 'Mutual information of the {} scan with the reference where the headers '
-    'put it',
-    'similarity_after': 'Mutual information of the {} scan with the reference after registration',
+    'similarity_header': 'Normalised mutual information (1 to 2) of the {} scan with the '
+    'reference where the headers put it',
+    'similarity': 'Normalised mutual information (1 to 2) of the {} scan with the reference after '
+    'registration',
 }
 _SINGLE = {
     'snr_total': 'Mean of the signal-to-noise ratios of the tissues',
