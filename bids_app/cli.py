@@ -23,7 +23,7 @@ from bids_app.environment import (
 )
 from bids_app.errors import AnatNetError, ModelError, NoInputError, SoftwareError, UsageError
 from bids_app.group.options import check_group_options, resolve_level
-from bids_app.interruption import MESSAGE, Interrupted, Interruption, end_within
+from bids_app.interruption import MESSAGE, Interrupted, Interruption, leave
 from bids_app.options import (
     DEBUG,
     DEVICE_PATTERN,
@@ -45,9 +45,6 @@ LOGGER = logging.getLogger('anatnet')
 # A configuration file describes a run, these belong to one call.
 _NOT_FROM_FILE = ('run_uuid', 'command_line')
 
-ENDING_SECONDS = 1.0
-"""Time for the interpreter to end after an interruption."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the app.
@@ -66,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         return _main(list(argv))
     code = _main(sys.argv[1:])
-    if code in (130, 143):  # the interpreter would wait for threads that are still busy
-        end_within(ENDING_SECONDS, code)
+    if code in (130, 143):
+        leave(code)
     return code
 
 

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 PATIENCE_SECONDS = 8.0
 """Time to unwind the stack; Docker kills what is still there 10 s after its first signal."""
+
+ENDING_SECONDS = 1.0
+"""Time for what is registered for the end of the process, after that."""
 
 MESSAGE = 'anatnet: interrupted; the same command goes on from here'
 
@@ -65,7 +70,7 @@ class Interruption:
         for known in self._before:
             signal.signal(known, signal.SIG_DFL)
         # Not a thread: the signal may have come while the lock that starts threads was held.
-        self._before[signal.SIGALRM] = end_within(self._patience, 128 + number, MESSAGE)
+        self._before[signal.SIGALRM] = _end_within(self._patience, 128 + number, MESSAGE)
         raise Interrupted
 
     def check(self) -> None:
@@ -74,14 +79,22 @@ class Interruption:
             raise Interrupted
 
 
-def end_within(seconds: float, code: int, message: str = '') -> Any:
-    """Set an alarm that ends the process with a code, whatever threads still do.
+def leave(code: int) -> NoReturn:
+    """End the process with what is registered for its end, but without waiting for threads.
 
-    Returns
-    -------
-    callable or int
-        The handler of SIGALRM until now.
+    The interpreter itself would wait for all threads of all pools, however long they take.
     """
+    _end_within(ENDING_SECONDS, code)
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _end_within(seconds: float, code: int, message: str = '') -> Any:
+    """Set an alarm that ends the process with a code; return its handler until now."""
 
     def end(number: int, frame: object) -> None:
         if message:

@@ -376,6 +376,30 @@ def test_stopped_run_leaves_nothing_and_the_next_call_goes_on(two_heads, number,
         assert '2 processed' in text
 
 
+@pytest.mark.parametrize(
+    ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=['SIGTERM', 'SIGINT']
+)
+def test_signal_to_all_processes_at_once_is_no_crash(two_heads, number, code):
+    """Slurm sends SIGTERM, and a terminal sends Ctrl-C, to workers and fork server as well."""
+    app = two_heads
+    pid_file = app.hold('mask')
+    process = app.start('--modules', 'mask')
+    worker = wait_for(pid_file)
+    os.killpg(process.pid, number)
+    ended, text = app.finish(process, 20)
+    assert ended == code, text
+    wait_until_gone(worker)
+    assert text.count('Interrupted: the same command goes on') == 1
+    assert 'Traceback' not in text
+    assert 'failed' not in text
+    assert not list(app.out.rglob('crash-*'))
+    assert app.temporary_files() == []
+    app.release('mask')
+    again, text = app.run('--modules', 'mask')
+    assert again == 0, text
+    assert '2 processed' in text
+
+
 def test_two_runs_at_once_do_not_disturb_each_other(two_heads):
     app = two_heads
     pid_file = app.hold('mask')

@@ -43,12 +43,11 @@ def test_ignored_signals_stay_ignored():
 THREADS = """
 from concurrent.futures import ThreadPoolExecutor
 import time
-def task():
-    print('busy', flush=True)
-    time.sleep(60)
 def level(config):
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(task).result()
+        task = pool.submit(time.sleep, 60)
+        print('busy', flush=True)
+        task.result()
 """
 
 SLEEP = """
