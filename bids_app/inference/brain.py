@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import time
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,11 @@ from bids_app.errors import ImageError
 from bids_app.images.conform import load_array, read_grid, save_native
 from bids_app.inference.cascade import TURNS, Coarse, Posterior, find_brain, segment
 from bids_app.inference.device import resolve_precision
-from bids_app.inference.models import load_card, load_networks
+from bids_app.inference.models import load_card, resident_networks
 from bids_app.inference.native import to_native
 from bids_app.inference.predictor import Predictor
 
 LOW_MEMORY_TILE = 64
-
-
-@lru_cache(maxsize=2)
-def _networks(folder: Path, checksum: str) -> dict[str, torch.nn.Module]:
-    """Networks stay loaded for the next scan of this process."""
-    return load_networks(folder)
 
 
 def load_predictors(
@@ -53,7 +46,7 @@ def load_predictors(
     card = load_card(folder)
     resolved = resolve_precision(precision, device)
     predictors = {}
-    for name, network in _networks(folder, card.sha256).items():
+    for name, network in resident_networks(folder).items():
         tile = None
         if network.context_channels:
             # Instance normalisation sees the statistics of its tile. In tiles of the size that

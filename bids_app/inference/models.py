@@ -169,6 +169,24 @@ def load_weights(path: Path) -> dict[str, dict[str, torch.Tensor]]:
     return stages
 
 
+def resident_networks(folder: Path) -> dict[str, nn.Module]:
+    """Return the networks of a model folder, loaded once per process and kept for the next scan.
+
+    They are shared by all callers: whoever moves one to a device leaves it there.
+
+    Raises
+    ------
+    ModelError
+        See :func:`load_networks`.
+    """
+    return _resident(folder, model_checksum(folder))
+
+
+@lru_cache(maxsize=4)
+def _resident(folder: Path, checksum: str) -> dict[str, nn.Module]:
+    return load_networks(folder)
+
+
 def load_networks(folder: Path) -> dict[str, nn.Module]:
     """Build the networks of a model folder with their weights, in evaluation mode on the CPU.
 

@@ -47,7 +47,9 @@ class Predictor:
     fallback: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.network = self.network.to(self.device).eval()
+        # It goes to its device with the first volume, where lack of memory is looked after.
+        self.network.eval()
+        self._first = 0
 
     def logits(self, image: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Predict logits of a volume.
@@ -76,25 +78,25 @@ class Predictor:
         if self.device != 'cpu':
             rungs.append(('cpu', self.tile or 96))
         for number, (device, tile) in enumerate(rungs):
+            if number < self._first:  # it did not suffice for a volume before
+                continue
             try:
                 result = self._run(device, tile, image, context)
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
-                logger.warning(
-                    'out of memory on %s with %s',
-                    device,
-                    f'tiles of {tile}' if tile else 'the whole volume',
-                )
-                if device.startswith('cuda'):
-                    torch.cuda.empty_cache()
-                continue
-            if number:
-                self.fallback = f'{device}, ' + (f'tiles of {tile} voxels' if tile else 'whole')
-            return result
+                logger.warning('out of memory on %s', _words(device, tile))
+                self._first = number + 1
+            else:
+                if number:
+                    self.fallback = _words(device, tile)
+                return result
+            if device.startswith('cuda'):  # only now the error holds no tensors any more
+                torch.cuda.empty_cache()
+        tried = '; '.join(_words(device, tile) for device, tile in rungs)
         raise MemoryError(
-            f'not enough memory on {self.device} even for tiles of {rungs[-1][1]} voxels: '
-            'use --low-mem, fewer --nprocs, or a machine with more memory'
+            f'not enough memory for the network (tried: {tried}): give the job more memory, '
+            'or use --low-mem or fewer --nprocs'
         )
 
     def _run(
@@ -132,12 +134,18 @@ def _not_larger(tile: int | None, limit: int | None) -> bool:
     return limit is None or (tile is not None and tile <= limit)
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch uses several types for it."""
+def _words(device: str, tile: int | None) -> str:
+    """Name a rung of the ladder."""
+    return f'{device}, ' + (f'tiles of {tile} voxels' if tile else 'whole volume')
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: torch uses several types for it."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
-    return 'out of memory' in text or "can't allocate memory" in text
+    signs = ('out of memory', "can't allocate memory", 'status_alloc_failed')
+    return any(sign in text for sign in signs)
 
 
 def tiles(

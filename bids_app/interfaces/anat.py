@@ -116,8 +116,10 @@ class DeviceInputSpec(BaseInterfaceInputSpec):
 
     def options(self) -> dict[str, Any]:
         """Return the arguments that all network steps share."""
+        from bids_app.inference.device import device_here
+
         return {
-            'device': self.device,
+            'device': device_here(self.device),
             'precision': self.precision,
             'threads': self.threads,
             'low_mem': self.low_mem,

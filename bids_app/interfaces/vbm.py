@@ -57,6 +57,7 @@ class Normalise(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         from bids_app.images.templates import Template
+        from bids_app.inference.device import device_here
         from bids_app.registration.run import normalise_files
 
         watch = Stopwatch()
@@ -79,7 +80,7 @@ class Normalise(SimpleInterface):
                     method=inputs.method,
                     model=Path(inputs.model) if inputs.model else None,
                     out_file=Path(files[-1]),
-                    device=inputs.device,
+                    device=device_here(inputs.device),
                     precision=inputs.precision,
                     threads=inputs.threads,
                     sloppy=inputs.sloppy,

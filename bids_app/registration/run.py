@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import torch
 from bids_app.errors import ImageError
 from bids_app.images.conform import load_array
 from bids_app.images.templates import Template
+from bids_app.inference.predictor import out_of_memory
 from bids_app.registration.affine import register_affine, sample_scan
 from bids_app.registration.normalisation import Normalisation, jacobian_determinant
 from bids_app.registration.refine import LEVELS, Level, refine
 from bids_app.registration.shares import SPACING, Shares, scan_shares, template_shares
 from bids_app.registration.velocity import border_window, compose, full_flows, warp
+
+LOGGER = logging.getLogger('anatnet.registration')
 
 METHODS = ('network', 'refined', 'ants')
 
@@ -213,9 +217,9 @@ def _measures(
 def _load_network(model: Path, device: str, precision: str) -> tuple[torch.nn.Module, str]:
     """Return the network of a model folder and the precision to run it in."""
     from bids_app.inference.device import resolve_precision
-    from bids_app.inference.models import load_networks
+    from bids_app.inference.models import resident_networks
 
-    return load_networks(model)['symnet'], resolve_precision(precision, device)
+    return resident_networks(model)['symnet'], resolve_precision(precision, device)
 
 
 def normalise_files(
@@ -286,8 +290,11 @@ def normalise_files(
     options = {'space': template.space, 'method': method, 'network': network, 'sloppy': sloppy}
     try:
         found = normalise(scan, fixed, device=device, precision=used, **options)
-    except torch.OutOfMemoryError:
-        fallback, device = 'registration network on the CPU: the GPU was out of memory', 'cpu'
+    except (MemoryError, RuntimeError) as error:
+        if device == 'cpu' or not out_of_memory(error):
+            raise
+        LOGGER.warning('out of memory on %s with the registration network: on the CPU', device)
+        fallback, device = f'cpu, registration network: {device} was out of memory', 'cpu'
         found = normalise(scan, fixed, device=device, precision=used, **options)
     found.measures['dice_csf'] = _csf_overlap(
         tissues['csf'], image.affine, fixed_tissues[2], found

@@ -6,13 +6,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bids_app.config import RunConfig
 from bids_app.environment import THREAD_VARIABLES, limit_threads
 from bids_app.errors import UsageError
+
+if TYPE_CHECKING:
+    from bids_app.workflows.throughput import Usage
 
 LOGGER = logging.getLogger('anatnet.workflow')
 
@@ -102,6 +105,27 @@ def memory_limit_gb(config: RunConfig) -> float:
     return 0.9 * total / 1e9
 
 
+def network_lanes(config: RunConfig, devices: Sequence[str]) -> dict[str, int]:
+    """Return how many workers with loaded networks each device has.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Processors, threads of a step, and ``gpu_slots`` of every GPU.
+    devices : sequence of str
+        The CPU, or some GPUs.
+
+    Examples
+    --------
+    >>> config = RunConfig(Path('in'), Path('out'), nprocs=16, omp_nthreads=4, gpu_slots=2)
+    >>> network_lanes(config, ['cpu']), network_lanes(config, ['cuda:0', 'cuda:1'])
+    ({'cpu': 4}, {'cuda:0': 2, 'cuda:1': 2})
+    """
+    if list(devices) == ['cpu']:
+        return {'cpu': max(1, config.nprocs // config.omp_nthreads)}
+    return dict.fromkeys(devices, config.gpu_slots)
+
+
 class Executor:
     """Run workflows one after the other with the plugin that the user chose.
 
@@ -117,6 +141,13 @@ class Executor:
         Gives a sortable priority to a node, low first.
     environment : dict
         Variables to set in the workers.
+    devices : sequence of str
+        Where networks run, see :func:`bids_app.inference.device.resolve_device`.
+
+    Raises
+    ------
+    UsageError
+        If several devices are asked for and the plugin cannot spread networks over them.
 
     Notes
     -----
@@ -131,6 +162,7 @@ class Executor:
         on_crash: Callable[[Any, Path], None],
         rank: Callable[[Any], Any],
         environment: dict[str, str],
+        devices: Sequence[str] = ('cpu',),
     ) -> None:
         from bids_app.workflows.plugin import SteadyMultiProcPlugin
 
@@ -140,11 +172,18 @@ class Executor:
         self.name = name
         self._steady: SteadyMultiProcPlugin | None = None
         self._arguments = {'status_callback': status, **arguments}
+        if name != 'MultiProc' and len(devices) > 1:
+            raise UsageError(
+                f'the plugin {name} cannot spread networks over {", ".join(devices)}; leave out '
+                '--use-plugin, or name one device'
+            )
         if name == 'MultiProc':
+            lanes = network_lanes(config, devices)
             self._steady = SteadyMultiProcPlugin({
                 'n_procs': config.nprocs,
                 'memory_gb': memory_limit_gb(config),
-                'n_gpu_procs': config.gpu_slots,
+                'n_gpu_procs': config.gpu_slots * len(devices),
+                'lanes': lanes,
                 'raise_insufficient': False,
                 'mp_context': 'forkserver',
                 'on_crash': on_crash,
@@ -160,6 +199,11 @@ class Executor:
     def __exit__(self, kind: object, value: object, traceback: object) -> None:
         if self._steady is not None:
             self._steady.close(kill=kind is not None)
+
+    @property
+    def usage(self) -> Usage | None:
+        """When the workers were busy; other plugins do not say."""
+        return None if self._steady is None else self._steady.usage
 
     def run(self, workflow: Any) -> str | None:
         """Run a workflow to its end, or to the first crash if that is asked for.

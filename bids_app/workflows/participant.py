@@ -39,8 +39,10 @@ from bids_app.workflows.jobs import (
     node_info,
     tissue_problem,
 )
+from bids_app.workflows.throughput import Meter, summary_json
 
 if TYPE_CHECKING:
+    from bids_app.workflows.throughput import Throughput
     from bids_app.workflows.vbm import VbmSettings
 
 LOGGER = logging.getLogger('anatnet.workflow')
@@ -86,13 +88,14 @@ def run_participant(config: RunConfig, records: Sequence[SessionRecord]) -> int:
             _plan(job, config, models)
     todo = [job for job in jobs if job.status == 'waiting']
     interruption = Interruption()
+    meter = Meter()
     if todo:
         try:
             with interruption:
-                _compute(config, todo, models, interruption)
+                _compute(config, todo, models, interruption, meter)
         except Interrupted:
             _interrupted(todo)
-    code = _summarise(config, jobs)
+    code = _summarise(config, jobs, meter.read(config.nprocs, todo))
     return code if interruption.number is None else 128 + interruption.number
 
 
@@ -133,7 +136,11 @@ def _plan(job: Job, config: RunConfig, models: ModelsInUse) -> None:
 
 
 def _compute(
-    config: RunConfig, jobs: Sequence[Job], models: ModelsInUse, interruption: Interruption
+    config: RunConfig,
+    jobs: Sequence[Job],
+    models: ModelsInUse,
+    interruption: Interruption,
+    meter: Meter,
 ) -> None:
     """Compute sessions in batches."""
     from bids_app.inference.device import resolve_device
@@ -183,9 +190,15 @@ def _compute(
     with (
         progress,
         Executor(
-            config, status=status, on_crash=on_crash, rank=rank, environment=environment
+            config,
+            status=status,
+            on_crash=on_crash,
+            rank=rank,
+            environment=environment,
+            devices=choice.devices,
         ) as executor,
     ):
+        meter.start(choice.devices, executor.usage)
         # Nipype's serial plugin would do the first step of all scans before the second of any.
         size = 1 if executor.name == 'Linear' else BATCH_SESSIONS
         for first in range(0, len(jobs), size):
@@ -302,6 +315,9 @@ def _finish(job: Job, config: RunConfig, models: ModelsInUse) -> None:
     _write_state(job, config, models, status='done', outputs=outputs, content=content)
     job.end('finished', '')
     _warn(job, content)
+    for step, found in published.get('steps', {}).items():
+        for rung in fallbacks(found):
+            LOGGER.warning('%s: memory ran out in step %s: done on %s', job.label, step, rung)
     if 'workdir' not in config.debug:
         shutil.rmtree(job.work_dir, ignore_errors=True)
 
@@ -315,6 +331,15 @@ def _warn(job: Job, content: Mapping[str, Any]) -> None:
         level = logging.WARNING if verdict['status'] == 'fail' else logging.INFO
         reasons = '; '.join(verdict.get('reasons', [])[:3])
         LOGGER.log(level, '%s: quality check: %s: %s', job.label, verdict['status'], reasons)
+
+
+def fallbacks(found: Mapping[str, Any]) -> Iterator[str]:
+    """List what steps fell back to where memory ran out, from what they found."""
+    for key, value in found.items():
+        if key == 'fallback' and value:
+            yield value
+        elif isinstance(value, Mapping):
+            yield from fallbacks(value)
 
 
 def _fail(
@@ -372,8 +397,10 @@ def _log_file_handler() -> logging.Handler | None:
     return None
 
 
-def _summarise(config: RunConfig, jobs: Sequence[Job]) -> int:
-    """Say how every session went; return the exit code."""
+def _summarise(
+    config: RunConfig, jobs: Sequence[Job], throughput: Throughput | None = None
+) -> int:
+    """Say how every session went, also in ``summary.json``; return the exit code."""
     counts = Counter(job.status for job in jobs)
     words = {
         'finished': 'processed', 'done': 'already done', 'skipped': 'skipped',
@@ -395,6 +422,17 @@ def _summarise(config: RunConfig, jobs: Sequence[Job]) -> int:
         'Sessions: %s',
         ', '.join(f'{counts[status]} {word}' for status, word in words.items() if counts[status]),
     )
+    if throughput is not None:
+        LOGGER.info('Throughput: %s', throughput.line())
+    outcome = {
+        job.label: {'status': job.status, **({'reason': job.reason} if job.reason else {})}
+        for job in jobs
+    }
+    text = summary_json(__version__, config.run_uuid, outcome, throughput)
+    try:
+        atomic_write_text(config.log_dir / 'summary.json', text)
+    except OSError as problem:
+        LOGGER.warning('Cannot write %s: %s', problem.filename, problem.strerror)
     LOGGER.info('Results and reports: %s', config.output_dir)
     wrong = counts['failed'] + counts['stopped'] + sum(bool(j.report_problem) for j in jobs)
     return 1 if wrong else 0

@@ -9,16 +9,12 @@ started first are finished first, so that results appear early and the work fold
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import multiprocessing
-import os
 import re
 import signal
-import sys
 import threading
-import time
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections import Counter
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from traceback import format_exception
@@ -26,45 +22,74 @@ from typing import Any
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
+from bids_app.inference.device import DEVICE_VARIABLE
+from bids_app.workflows.throughput import Usage
+from bids_app.workflows.workers import WorkerPool, pid_file, read_pid, stop_processes
+
 WORKER_DIED = 'WorkerDied'
 """Name of the error in the crash file of a node whose worker process was killed."""
 
-_TERMINATED = 128 + signal.SIGTERM
-_INNOCENT_EXIT_CODES = (None, 0, -signal.SIGTERM, _TERMINATED)
-_leaving = threading.Event()
-_JOIN_SECONDS = 10.0
-_UNWIND_SECONDS = 3.0
+CPU = 'cpu'
+"""Lane of the networks where there is no GPU."""
+
+GENERAL = ''
+"""Workers of all other nodes."""
 
 
 class SteadyMultiProcPlugin(MultiProcPlugin):
     """Run a workflow in worker processes and fail single nodes only.
 
+    Nodes with a network go to workers of their own, so that a network is loaded once per device
+    and stays there, whatever else the other workers do meanwhile. Such a group of workers is
+    called a lane: one per GPU, or one for the CPU.
+
     Parameters
     ----------
     plugin_args : dict
         As for Nipype's ``MultiProc`` (``n_procs``, ``memory_gb``, ``n_gpu_procs``,
-        ``raise_insufficient``, ``mp_context``, ``status_callback``), and also ``on_crash``, a
-        function that receives the node and the path of its crash file, ``rank``, a function
-        that gives a sortable priority to a node (low first), ``environment``, variables to set in
-        the workers, and ``preload``, modules that the workers share.
+        ``raise_insufficient``, ``mp_context``, ``status_callback``), and also ``lanes``, the
+        number of workers by the name of the device, ``on_crash``, a function that receives the
+        node and the path of its crash file, ``rank``, a function that gives a sortable priority
+        to a node (low first), ``environment``, variables to set in the workers, and ``preload``,
+        modules that the workers share.
+
+    Attributes
+    ----------
+    usage : Usage
+        When the workers of each lane were busy, and what processor time all of them took.
 
     Notes
     -----
-    The pool outlives one call of ``run``, so that the modules that a worker has imported stay
-    loaded for the next batch: close it with :meth:`close`, or use the plugin in a ``with``
-    statement.
+    A node that runs on a GPU takes a worker of a lane and no processor, so that the GPUs never
+    wait for a processor that belongs to other scans.
+
+    The pools outlive one call of ``run``, so that the modules and networks that a worker has
+    loaded stay there for the next batch: close them with :meth:`close`, or use the plugin in a
+    ``with`` statement.
     """
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
         self.pool.shutdown()
+        self.pool = None
+        self.usage = Usage()
         self._on_crash = self.plugin_args.get('on_crash')
         self._rank = self.plugin_args.get('rank')
-        self._flight: dict[int, tuple[Any, bool]] = {}
+        self._flight: dict[int, tuple[Any, bool, str]] = {}
         self._lost: set[int] = set()
-        self._workers: dict[int, Any] = {}
+        self._lock = threading.Lock()
         self._situation: tuple[int, int, int] | None = None
-        self.pool = self._new_pool()
+        lanes = dict(self.plugin_args.get('lanes', {}))
+        self._lanes = tuple(lanes)
+        environment = self.plugin_args.get('environment', {})
+        options = {
+            'start_method': self.plugin_args.get('mp_context', 'forkserver'),
+            'preload': self.plugin_args.get('preload', ()),
+        }
+        self._pools = {GENERAL: WorkerPool(self.processors, self._cwd, environment, **options)}
+        for name, size in lanes.items():
+            here = environment if name == CPU else {**environment, DEVICE_VARIABLE: name}
+            self._pools[name] = WorkerPool(size, self._cwd, here, **options)
 
     def __enter__(self) -> SteadyMultiProcPlugin:
         return self
@@ -87,63 +112,48 @@ class SteadyMultiProcPlugin(MultiProcPlugin):
 
     def close(self, kill: bool = False) -> None:
         """End the workers: wait for what they do, or stop them (``kill``) within seconds."""
-        pool, self.pool = self.pool, None
-        if pool is None:
-            return
-        if kill:
-            workers = self._known_workers(pool)
-            pool.shutdown(wait=False, cancel_futures=True)
-            stop_processes(workers)
-        else:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _new_pool(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context(self.plugin_args.get('mp_context', 'forkserver'))
-        if context.get_start_method() == 'forkserver':
-            context.set_forkserver_preload(['__main__', *self.plugin_args.get('preload', ())])
-        return ProcessPoolExecutor(
-            max_workers=self.processors,
-            mp_context=context,
-            initializer=start_worker,
-            initargs=(self._cwd, self.plugin_args.get('environment', {})),
-        )
-
-    def _known_workers(self, pool: ProcessPoolExecutor) -> list[Any]:
-        # The executor forgets its processes when it breaks; they are remembered at every submit.
-        self._workers.update(getattr(pool, '_processes', None) or {})
-        return list(self._workers.values())
+        stop_processes([one for pool in self._pools.values() for one in pool.release(kill)])
 
     def _postrun_check(self) -> None:
-        """Keep the pool for the next batch (Nipype shuts it down here)."""
+        """Keep the pools for the next batch (Nipype shuts its own down here)."""
+
+    def _lane_of(self, node: Any) -> str:
+        """Choose the workers for a node: of the lanes that may take it, the least busy."""
+        if CPU in self._lanes:
+            lanes = [CPU] if hasattr(node.inputs, 'device') else []
+        else:
+            lanes = list(self._lanes) if node.is_gpu_node() else []
+        busy = Counter(lane for _, _, lane in self._flight.values())
+        return min(lanes, key=busy.__getitem__, default=GENERAL)
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
-        self._flight[self._taskid] = (node, updatehash)
+        self._flight[self._taskid] = (node, updatehash, self._lane_of(node))
         self._submit(self._taskid)
         return self._taskid
 
     def _submit(self, taskid: int) -> None:
-        if self.pool is None:
-            self.pool = self._new_pool()
-        node, updatehash = self._flight[taskid]
-        try:
-            future = self.pool.submit(run_task, node, updatehash, taskid, self._cwd)
-        except BrokenProcessPool:  # a worker died since the last look
-            self._lost.add(taskid)
+        node, updatehash, lane = self._flight[taskid]
+        future = self._pools[lane].submit(node, updatehash, taskid)
+        if future is None:
+            with self._lock:
+                self._lost.add(taskid)
             return
-        self._known_workers(self.pool)
         self._task_obj[taskid] = future
-        future.add_done_callback(lambda done, taskid=taskid: self._store(taskid, done))
+        future.add_done_callback(lambda done: self._store(taskid, lane, done))
 
-    def _store(self, taskid: int, future: Future) -> None:
+    def _store(self, taskid: int, lane: str, future: Future) -> None:
         """Keep a result; runs in a thread of the executor and must not raise."""
         if future.cancelled():
             return
         error = future.exception()
         if error is None:
-            self._taskresult[taskid] = future.result()
+            result = future.result()
+            self.usage.note(lane, result['span'], result['cpu_seconds'])
+            self._taskresult[taskid] = result
         elif isinstance(error, BrokenProcessPool):
-            self._lost.add(taskid)
+            with self._lock:
+                self._lost.add(taskid)
         else:  # for instance a node or a result that cannot be pickled
             self._taskresult[taskid] = {
                 'result': None,
@@ -163,34 +173,26 @@ class SteadyMultiProcPlugin(MultiProcPlugin):
 
     def _recover(self) -> None:
         """Fail the nodes whose worker was killed, run the others of the broken pool again."""
-        workers = self._known_workers(self.pool)
-        self.pool.shutdown(wait=True, cancel_futures=True)
-        deadline = time.monotonic() + _JOIN_SECONDS
-        for worker in workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
-        dead = {
-            worker.pid: worker.exitcode
-            for worker in workers
-            if worker.exitcode not in _INNOCENT_EXIT_CODES
-        }
-        stop_processes(workers)
-        self._workers.clear()
-        self.pool = self._new_pool()
-
-        lost, self._lost = sorted(self._lost), set()
-        pids = {taskid: _read_pid(_pid_file(self._flight[taskid][0])) for taskid in lost}
-        guilty = [taskid for taskid in lost if pids[taskid] in dead]
-        if not guilty:  # it cannot be told which node it was: none is tried for ever
-            guilty = [taskid for taskid in lost if pids[taskid] is not None] or lost
-        for taskid in lost:
-            if taskid in guilty:
-                self._taskresult[taskid] = {
-                    'result': None,
-                    'traceback': [_death_message(dead.get(pids[taskid]))],
-                    'taskid': taskid,
-                }
-            else:
-                self._submit(taskid)
+        with self._lock:
+            lanes = {self._flight[taskid][2] for taskid in self._lost}
+        for lane in lanes:
+            dead = self._pools[lane].bury()  # after this, all that were lost are known
+            with self._lock:
+                lost = sorted(one for one in self._lost if self._flight[one][2] == lane)
+                self._lost.difference_update(lost)
+            pids = {taskid: read_pid(pid_file(self._flight[taskid][0])) for taskid in lost}
+            guilty = [taskid for taskid in lost if pids[taskid] in dead]
+            if not guilty:  # it cannot be told which node it was: none is tried for ever
+                guilty = [taskid for taskid in lost if pids[taskid] is not None] or lost
+            for taskid in lost:
+                if taskid in guilty:
+                    self._taskresult[taskid] = {
+                        'result': None,
+                        'traceback': [_death_message(dead.get(pids[taskid]))],
+                        'taskid': taskid,
+                    }
+                else:
+                    self._submit(taskid)
 
     def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
         """Look for work only when something has changed.
@@ -212,27 +214,48 @@ class SteadyMultiProcPlugin(MultiProcPlugin):
             int(self.proc_pending.sum()),
         )
 
+    def _free(self, running: Any) -> tuple[float, int, int]:
+        """Return free memory (GB), processors and places on GPUs."""
+        memory, processors, places = self.memory_gb, self.processors, self.n_gpu_procs
+        for _, jobid in running:
+            node = self.procs[jobid]
+            memory -= min(node.mem_gb, memory)
+            if node.is_gpu_node():
+                places -= min(node.n_procs, places)
+            else:
+                processors -= min(node.n_procs, processors)
+        return memory, processors, places
+
+    def _check_resources(self, running_tasks: Any) -> tuple[float, int, int]:
+        """Return free memory (GB), processors and places on GPUs, as Nipype counts.
+
+        To Nipype a node on a GPU takes a processor as well: there is one for every free place.
+        """
+        memory, processors, places = self._free(running_tasks)
+        return memory, processors + places, places
+
     def _sort_jobs(self, jobids: Any, scheduler: str = 'tsort') -> Any:
         """Return the ready nodes that may start now, the most urgent first.
 
         Small nodes of later scans must not slip in front of a node that waits for processors or
-        memory: all scans would have their first step done before any had its second.
+        memory: all scans would have their first step done before any had its second. What such a
+        node needs is kept for it. Nodes of GPUs and all others do not wait for each other.
         """
-        if self._rank is None:
-            return super()._sort_jobs(jobids, scheduler=scheduler)
-        memory, processors, gpu_slots = self._check_resources(self.pending_tasks)
+        memory, processors, places = self._free(self.pending_tasks)
+        if self._rank is not None:
+            jobids = sorted(jobids, key=lambda jobid: self._rank(self.procs[jobid]))
         chosen = []
-        for jobid in sorted(jobids, key=lambda jobid: self._rank(self.procs[jobid])):
+        for jobid in jobids:
             node = self.procs[jobid]
             if node.is_gpu_node():
-                if min(node.n_procs, self.n_gpu_procs) > gpu_slots:
-                    continue  # others need not wait for the GPU
-                gpu_slots -= min(node.n_procs, self.n_gpu_procs)
-            processors -= min(node.n_procs, self.processors)
+                if min(node.n_procs, self.n_gpu_procs) > places:
+                    continue
+                places -= min(node.n_procs, self.n_gpu_procs)
+            else:
+                processors -= min(node.n_procs, self.processors)
             memory -= min(node.mem_gb_runtime, self.memory_gb)
-            if processors < 0 or memory < 0:
-                break
-            chosen.append(jobid)
+            if memory >= 0 and (node.is_gpu_node() or processors >= 0):
+                chosen.append(jobid)
         return chosen
 
     def _report_crash(self, node: Any, result: dict[str, Any] | None = None) -> str:
@@ -255,85 +278,6 @@ def _death_message(exit_code: int | None) -> str:
             'try --low-mem or fewer --nprocs'
         )
     return f'{WORKER_DIED}: {cause}\n'
-
-
-def _pid_file(node: Any) -> Path:
-    folder = Path(node.output_dir())
-    return folder.parent / f'.{folder.name}.pid'
-
-
-def _read_pid(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def stop_processes(processes: list[Any], patience: float = 3.0) -> None:
-    """Ask processes to end, and kill those that are still there after ``patience`` seconds."""
-    for process in processes:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            process.terminate()
-    deadline = time.monotonic() + patience
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.exitcode is None:
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                process.kill()
-            process.join(1.0)
-
-
-def run_task(node: Any, updatehash: bool, taskid: int, cwd: str) -> dict[str, Any]:
-    """Run a node in a worker and bring home its result or its traceback."""
-    result: dict[str, Any] = {'result': None, 'traceback': None, 'taskid': taskid}
-    pid_file = _pid_file(node)
-    with contextlib.suppress(OSError):
-        pid_file.parent.mkdir(parents=True, exist_ok=True)
-        pid_file.write_text(str(os.getpid()))
-    try:
-        result['result'] = node.run(updatehash=updatehash)
-    except BaseException:
-        # Nipype and the executor swallow the exit that SIGTERM asks for and would wait for ever.
-        if _leaving.is_set():
-            os._exit(_TERMINATED)
-        result['traceback'] = format_exception(*sys.exc_info())
-        with contextlib.suppress(Exception):
-            result['result'] = node.result
-    os.chdir(cwd)
-    with contextlib.suppress(OSError):
-        pid_file.unlink()
-    return result
-
-
-def start_worker(cwd: str, environment: dict[str, str]) -> None:
-    """Prepare a fresh worker: quiet, deaf to Ctrl-C, and gone when the main process is gone."""
-    os.chdir(cwd)
-    os.environ.update(environment)
-    # The terminal sends Ctrl-C to every process; only the main process answers and then ends
-    # the workers with SIGTERM, which unwinds the stack so that temporary files are removed.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
-    quiet_nipype()
-    threading.Thread(target=_watch_main, daemon=True).start()
-
-
-def _leave(number: int, frame: object) -> None:
-    _leaving.set()
-    last_word = threading.Timer(_UNWIND_SECONDS, os._exit, (_TERMINATED,))
-    last_word.daemon = True
-    last_word.start()
-    raise SystemExit(_TERMINATED)
-
-
-def _watch_main() -> None:
-    """Leave when the main process is gone: it cannot end us if it was killed.
-
-    The parent that the system knows is the fork server, which lives as long as its workers do.
-    """
-    main = multiprocessing.parent_process()
-    if main is not None:
-        main.join()
-        os._exit(1)
 
 
 def quiet_nipype(handler: logging.Handler | None = None, level: int = logging.WARNING) -> None:

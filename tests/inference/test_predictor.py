@@ -6,7 +6,13 @@ import torch
 from torch import nn
 
 from bids_app.inference.context import resample_linear
-from bids_app.inference.predictor import Predictor, gaussian_window, pad_to_multiple, tiles
+from bids_app.inference.predictor import (
+    Predictor,
+    gaussian_window,
+    out_of_memory,
+    pad_to_multiple,
+    tiles,
+)
 
 
 class Pointwise(nn.Module):
@@ -65,9 +71,64 @@ def test_out_of_memory_steps_down_the_ladder_and_says_so():
     assert predictor.fallback == 'cpu, tiles of 96 voxels'
 
 
-def test_ladder_ends_with_a_clear_error():
+@pytest.fixture
+def gpu(monkeypatch):
+    """Let runs on a GPU, which is not there, take place on the CPU; returns what was tried."""
+    real, tried = Predictor._run, []
+
+    def run(self, device, tile, image, context):
+        tried.append((device, tile))
+        return real(self, 'cpu', tile, image, context)
+
+    monkeypatch.setattr(Predictor, '_run', run)
+    return tried
+
+
+LADDER = [('cuda:0', None), ('cuda:0', 128), ('cuda:0', 96), ('cuda:0', 64), ('cpu', 96)]
+
+
+@pytest.mark.parametrize('rung', range(len(LADDER)))
+def test_every_rung_is_tried_in_turn_and_named(gpu, monkeypatch, caplog, rung):
+    image, network = torch.rand(1, 136, 20, 18), Pointwise()
+    simulated = Predictor._run
+
+    def run(self, device, tile, image, context):
+        if LADDER.index((device, tile)) < rung:
+            gpu.append((device, tile))
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+        return simulated(self, device, tile, image, context)
+
+    monkeypatch.setattr(Predictor, '_run', run)
+    predictor = Predictor(network, 'cuda:0')
+    result = predictor.logits(image)
+    assert gpu == LADDER[: rung + 1]
+    assert len(caplog.records) == rung
+    device, tile = LADDER[rung]
+    assert predictor.fallback == (f'{device}, tiles of {tile} voxels' if rung else None)
+    with torch.inference_mode():
+        torch.testing.assert_close(result, network.conv(image[None])[0], rtol=1e-4, atol=1e-5)
+    predictor.logits(image)
+    assert gpu[rung + 1 :] == [LADDER[rung]]  # what did not suffice is not tried again
+
+
+def test_low_memory_starts_further_down(gpu):
     with pytest.raises(MemoryError, match='--low-mem'):
+        Predictor(Failing(10), 'cuda:1', tile=64).logits(torch.rand(1, 80, 16, 16))
+    assert gpu == [('cuda:1', 64), ('cpu', 64)]
+
+
+def test_ladder_ends_with_a_clear_error():
+    with pytest.raises(MemoryError, match='tried: cpu, whole volume; .*64 voxels.*--low-mem'):
         Predictor(Failing(10)).logits(torch.rand(1, 16, 16, 16))
+
+
+@pytest.mark.parametrize(
+    'message',
+    ['CUDA error: out of memory', 'CUDNN_STATUS_ALLOC_FAILED', 'CUBLAS_STATUS_ALLOC_FAILED when',
+     "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"],
+)  # fmt: skip
+def test_ways_in_which_torch_says_that_memory_ran_out(message):
+    assert out_of_memory(RuntimeError(message))
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory():

@@ -125,6 +125,9 @@ def test_first_scan_is_finished_before_later_ones(outcome):
         ([(1, 1, False), (1, 9, False), (1, 1, False)], [0]),  # nor where memory is short
         ([(1, 1, False), (1, 1, False), (1, 1, False)], [0, 1]),
         ([(1, 1, True), (1, 1, True), (1, 1, False)], [0, 2]),  # nobody waits for the GPU
+        ([(2, 1, False), (1, 1, True)], [0, 1]),  # the GPU needs no processor
+        ([(1, 1, True), (2, 1, False)], [0, 1]),
+        ([(2, 9, False), (1, 1, True)], [0]),  # but memory
         ([(9, 99, False)], [0]),  # more than there is: it gets all
     ],
 )
