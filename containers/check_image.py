@@ -30,7 +30,7 @@ def problem(flavour: str, version: str, models: Path) -> str | None:
     import bids_app
     from bids_app.errors import AnatNetError
     from bids_app.images.templates import DEFAULT_SPACE, find_template
-    from bids_app.inference.models import check_weights, find_model, load_card
+    from bids_app.inference.models import find_model, load_card, model_checksum
 
     if (torch.version.cuda is None) != (flavour == 'cpu'):
         return (
@@ -42,7 +42,8 @@ def problem(flavour: str, version: str, models: Path) -> str | None:
     try:
         for weights in sorted(models.glob('*/weights.safetensors')):
             folder = find_model(weights.parent.name)
-            check_weights(folder, load_card(folder))
+            if model_checksum(folder) != load_card(folder).sha256:
+                return f'the weights in {folder} are not those of their card'
         template = find_template(DEFAULT_SPACE)
     except AnatNetError as error:
         return str(error)
