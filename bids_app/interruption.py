@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any, NoReturn
 
 PATIENCE_SECONDS = 8.0
@@ -16,6 +17,9 @@ PATIENCE_SECONDS = 8.0
 
 ENDING_SECONDS = 1.0
 """Time for what is registered for the end of the process, after that."""
+
+ECHO_SECONDS = 1.0
+"""A signal that comes so soon after the first is the same wish."""
 
 MESSAGE = 'anatnet: interrupted; the same command goes on from here'
 
@@ -29,7 +33,7 @@ class Interruption:
 
     The first signal raises :class:`Interrupted`. Nipype swallows even that while an interface
     runs in the main process; :meth:`check`, called between the steps, raises it again. A second
-    signal does what it does by default.
+    signal, later than a second, does what it does by default.
 
     Where the block has not ended `patience` seconds after the first signal, for instance because
     a pool of threads waits for its last task, an alarm ends the process with 128 plus the number
@@ -49,6 +53,7 @@ class Interruption:
 
     def __init__(self, patience: float = PATIENCE_SECONDS) -> None:
         self.number: int | None = None
+        self._since = 0.0
         self._patience = patience
         self._before: dict[int, Any] = {}
 
@@ -67,11 +72,21 @@ class Interruption:
 
     def _note(self, number: int, frame: object) -> None:
         self.number = number
+        self._since = time.monotonic()
         for known in self._before:
-            signal.signal(known, signal.SIG_DFL)
+            signal.signal(known, self._again)
         # Not a thread: the signal may have come while the lock that starts threads was held.
         self._before[signal.SIGALRM] = _end_within(self._patience, 128 + number, MESSAGE)
         raise Interrupted
+
+    def _again(self, number: int, frame: object) -> None:
+        """Do what a second signal does by default, unless it is the echo of the first.
+
+        Slurm sends SIGTERM to every process of a job, and the job script passes it on to us.
+        """
+        if time.monotonic() - self._since > ECHO_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def check(self) -> None:
         """Raise :class:`Interrupted` if a signal has come."""

@@ -29,6 +29,16 @@ def test_swallowed_interruption_is_raised_again():
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
+def test_echo_of_a_signal_is_not_a_second_one():
+    with Interruption() as interruption:
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        os.kill(os.getpid(), signal.SIGTERM)  # would end this process
+        time.sleep(0.05)
+    assert interruption.number == signal.SIGTERM
+
+
 def test_ignored_signals_stay_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
