@@ -169,9 +169,11 @@ def read_scan(
     """
     values = np.rint(_read(labels)).astype(np.int64)
     names, table = layout.classes[classes]
-    mapped = np.full(values.shape, UNKNOWN, np.int64)
-    for value, number in table().items():
-        mapped[values == value] = number
+    class_of = table()
+    # One place more than the largest value: negative values find it from the end.
+    lookup = np.full(max(int(values.max()), *class_of) + 2, UNKNOWN, np.int64)
+    lookup[list(class_of)] = list(class_of.values())
+    mapped = lookup[np.maximum(values, -1)]
     images = []
     for contrast in contrasts:
         if contrast not in layout.images:

@@ -162,6 +162,15 @@ def test_miccai_labels_are_tissues_of_structures(tmp_path):
     assert set(scan.classes[3, 0].flatten().tolist()) == {wm}
 
 
+def test_tissues_of_a_real_scan_have_the_intensities_of_t1w(data_dir):
+    file = data_dir / 'miccai2012' / 'sub-1000_labels.nii.gz'
+    (scan,) = load_scans([file], 'miccai', ['T1w'])
+    means = [float(scan.image[0][scan.classes == number].mean()) for number in (1, 2, 3)]
+    assert means == sorted(means)
+    share = [float((scan.classes == number).sum()) / 1e6 for number in (1, 2, 3)]
+    assert 0.005 < share[0] < share[2] < share[1] < 1.5  # CSF without sulci, WM, GM, in litres
+
+
 def test_missing_files_contrasts_and_layouts_are_named(iseg, tmp_path):
     file = iseg / 'iSeg-2017-Training' / 'subject-1-label.hdr'
     with pytest.raises(UsageError, match='the layout has T1w, T2w'):
