@@ -157,7 +157,7 @@ def run(config: RunConfig) -> int:
             f'nothing to process in {config.bids_dir}: {"; ".join(reasons[:3])} '
             f'(sessions looked at: {len(records)}; --dry-run lists them)'
         )
-    _prepare_output(config)
+    _prepare_output(config, usable)
     _announce(config, records)
     from bids_app.workflows.participant import run_participant
 
@@ -198,6 +198,12 @@ def _announce(config: RunConfig, records: list[SessionRecord]) -> None:
     LOGGER.info('AnatNet %s: %d of %d sessions to process from %s', __version__, len(usable),
                 len(records), config.bids_dir)  # fmt: skip
     LOGGER.info('Output in %s, log in %s', config.output_dir, config.log_dir)
+    for record in usable:
+        if record.stand_in is not None:
+            LOGGER.warning(
+                '%s: there is no T1w: the %s stands in for it, so volumes are less exact',
+                record.label, record.reference_name,
+            )  # fmt: skip
     for record in usable if config.derivatives else ():
         if not record.precomputed:
             LOGGER.warning(
@@ -224,32 +230,42 @@ def _watched(config: RunConfig, level: Callable[[], int]) -> int:
         ) from error
 
 
-def _prepare_output(config: RunConfig) -> None:
+def _prepare_output(config: RunConfig, records: list[SessionRecord]) -> None:
     """Make the output a data set, open the log file and keep the configuration beside it."""
     from bids_app.bids.dataset import check_output_dir
     from bids_app.bids.files import atomic_write_text
     from bids_app.logs import add_log_file
 
     check_output_dir(config.output_dir)
-    _write_dataset_files(config)
+    _write_dataset_files(config, records)
     everything = 'nipype' in config.debug
     add_log_file(config.log_dir / 'anatnet.log', 2 if everything else config.verbose)
     atomic_write_text(config.log_dir / 'config.toml', config.to_toml())
 
 
-def _write_dataset_files(config: RunConfig) -> None:
-    """Write the top-level files, with a methods text for what the run computes."""
+def _write_dataset_files(config: RunConfig, records: Sequence[SessionRecord] = ()) -> None:
+    """Write the top-level files, with a methods text for what the run computes of sessions."""
     from bids_app.bids.dataset import write_dataset_files
     from bids_app.reports.methods import citation_bibtex, citation_markdown
     from bids_app.workflows.jobs import ModelsInUse
     from bids_app.workflows.wording import run_methods
 
     try:
-        models = [model.info for model in ModelsInUse.find(config).by_role.values()]
+        models = ModelsInUse.find(config).certain
     except ModelError:  # an error for who computes, not for who only wants the text
         models = []
     given = ['brain masks and tissue maps where there were any'] if config.derivatives else []
-    text = citation_markdown(run_methods(config, models, given))
+    references = dict.fromkeys(record.reference_name for record in records)
+    contrasts = dict.fromkeys(scan.suffix for record in records for scan in record.contrasts)
+    text = citation_markdown(
+        run_methods(
+            config,
+            models,
+            given,
+            references=sorted(references, key=lambda name: name != 'T1w') or ['T1w'],
+            contrasts=sorted(contrasts, reverse=True),
+        )
+    )
     write_dataset_files(config, methods=text, bibliography=citation_bibtex())
 
 

@@ -53,6 +53,7 @@ _MEASURES = {
     'missing_structures': Measure('Missing structures', 'Of the 25, under 50 mm\u00b3', 'lower'),
     'mean_entropy': Measure('Mean uncertainty', 'Entropy of the labels inside the brain', 'lower'),
     'confidence': Measure('Confidence', 'Probability of the brain that was found', 'higher'),
+    'coreg': Measure('Registration of', 'Of another contrast to the reference'),
     'norm_dice': Measure('Overlap with the template,', 'Soft Dice of the tissue', 'higher'),
     'norm_correlation': Measure('Correlation with the template,', 'Of the tissue maps', 'higher'),
     'norm_affine_dice': Measure('Overlap after the affine step', 'Dice', 'higher'),
@@ -70,7 +71,11 @@ _MEASURES = {
 """By the beginning of the measure's name; the longest match counts."""
 
 
-_RESTS = {'gm': 'GM', 'wm': 'WM', 'csf': 'CSF', 'bg': 'background', 'mean': ''}
+_RESTS = {
+    'gm': 'GM', 'wm': 'WM', 'csf': 'CSF', 'bg': 'background', 'mean': '', 't2w': 'T2w:',
+    'flair': 'FLAIR:', 'mm': '(mm)', 'dice': 'overlap', 'similarity': 'mutual information',
+    'header': 'before', 'degrees': '(\N{DEGREE SIGN})',
+}  # fmt: skip
 
 
 def describe(name: str) -> Measure:

@@ -107,6 +107,15 @@ class ModelsInUse:
         }
 
     @property
+    def certain(self) -> list[dict[str, str]]:
+        """Name, version and checksum of the models that every session uses.
+
+        Of several tissue models, each session uses one.
+        """
+        choice = self.tissue if len(self.tissue) > 1 else ()
+        return [model.info for model in self.by_role.values() if model not in choice]
+
+    @property
     def checksums(self) -> dict[str, str]:
         """SHA-256 of every model by its role; those of every run by their name."""
         always = ('segmentation', 'registration')

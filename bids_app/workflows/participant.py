@@ -326,6 +326,17 @@ def _warn(job: Job, content: Mapping[str, Any]) -> None:
     """Tell what is unusual about a scan and what the quality check says."""
     for note in content.get('conform', {}).get('notes', []):
         LOGGER.warning('%s: %s', job.label, note)
+    for one in content.get('contrasts', []):
+        if one['status'] != 'ok':
+            reasons = '; '.join(one['reasons'])
+            LOGGER.warning(
+                '%s: %s is not used, registration %s: %s',
+                job.label, one['name'], one['status'], reasons,
+            )  # fmt: skip
+    if used := content.get('tissue_model'):
+        LOGGER.info(
+            '%s: tissue model %s, %s', job.label, used['name'], ', '.join(used['contrasts'])
+        )
     verdict = content.get('qc', {})
     if verdict.get('status') in ('warn', 'fail'):
         level = logging.WARNING if verdict['status'] == 'fail' else logging.INFO

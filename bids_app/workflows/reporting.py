@@ -89,11 +89,7 @@ def context(
         **(_template_space(vbm) if vbm is not None else {}),
         'methods': run_methods(
             config,
-            [
-                model.info
-                for model in models.by_role.values()
-                if config.tissue_model != 'auto' or model not in models.tissue
-            ],
+            models.certain,
             [f'{one["what"]} ("{one["name"]}")' for one in given],
             references=[record.reference_name],
             contrasts=list(job.contrasts),
