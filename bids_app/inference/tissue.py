@@ -42,8 +42,8 @@ def usable_contrasts(
     Parameters
     ----------
     card : ModelCard
-        Of a tissue model. Its first contrast is always needed; the others too, unless it says
-        ``missing_contrasts``.
+        Of a tissue model. All of its contrasts are needed, unless it says
+        ``missing_contrasts``: then one is enough.
     available : collection of str
         The contrasts that there are.
     reference : str, optional
@@ -58,8 +58,8 @@ def usable_contrasts(
         order = ('T1w', 'T2w', 'FLAIR', *sorted(available))
         reference = next((one for one in order if one in available), '')
     wanted = [reference if one == 'any' else one for one in card.content['contrasts']]
-    needed = wanted[:1] if card.content.get('missing_contrasts') else wanted
-    if any(one not in available for one in needed):
+    enough = any if card.content.get('missing_contrasts') else all
+    if not enough(one in available for one in wanted):
         return None
     return [one if one in available else '' for one in wanted]
 

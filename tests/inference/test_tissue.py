@@ -70,7 +70,7 @@ def models(tmp_path: Path) -> Path:
         ({'PDw'}, 'any'),
         ({'T1w', 'T2w'}, 'two'),
         ({'T1w', 'FLAIR'}, 'three'),
-        ({'T2w', 'FLAIR'}, 'any'),
+        ({'T2w', 'FLAIR'}, 'three'),
         ({'T1w', 'T2w', 'FLAIR'}, 'three'),
     ],
 )
@@ -80,7 +80,7 @@ def test_the_model_that_uses_most_is_chosen(models, available, wanted):
 
 def test_what_is_left_out_is_said(models, caplog):
     caplog.set_level(logging.INFO, logger='anatnet.inference')
-    choose_tissue_model({'T2w', 'FLAIR'}, models_dir=models)
+    choose_tissue_model({'T2w', 'FLAIR'}, 'any', models_dir=models)
     assert caplog.messages == ['tissue model any, from T2w; FLAIR left out']
     caplog.clear()
     choose_tissue_model({'T1w', 'FLAIR'}, models_dir=models)
@@ -114,7 +114,9 @@ def test_nothing_that_fits_is_an_error(tmp_path):
 def test_channels_are_in_the_order_of_the_model(models):
     card = load_card(models / 'three')
     assert usable_contrasts(card, {'FLAIR', 'T1w'}) == ['T1w', '', 'FLAIR']
-    assert usable_contrasts(card, {'FLAIR', 'T2w'}) is None
+    assert usable_contrasts(card, {'FLAIR', 'T2w'}) == ['', 'T2w', 'FLAIR']
+    assert usable_contrasts(card, {'PDw'}) is None
+    assert usable_contrasts(load_card(models / 'two'), {'T1w'}) is None
     anything = load_card(models / 'any')
     assert usable_contrasts(anything, {'FLAIR', 'T2w'}) == ['T2w']
     assert usable_contrasts(anything, {'FLAIR', 'T2w'}, 'FLAIR') == ['FLAIR']
