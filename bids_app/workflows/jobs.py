@@ -342,12 +342,15 @@ def tissue_problem(job: Job, models: ModelsInUse) -> str | None:
     cards = [load_card(model.folder) for model in models.tissue]
     if any(usable_contrasts(card, available, reference) for card in cards):
         return None
-    wanted = list(cards[0].content['contrasts'])
-    missing = [one for one in wanted if one not in available]
+    there = ', '.join(sorted(available))
+    if len(cards) > 1:
+        return f'no tissue model fits what this session has ({there}): give --tissue-model none'
+    wanted = cards[0].content['contrasts']
     if cards[0].content.get('missing_contrasts'):
-        missing = missing[:1]  # the others may be missing
-    names = ' or '.join(card.name for card in cards)
+        needed = ' or '.join(wanted)
+    else:
+        needed = ' and '.join(one for one in wanted if one not in available)
     return (
-        f'the tissue model {names} needs {" and ".join(missing)}, which this session does not '
-        f'have (it has {", ".join(sorted(available))}): give --tissue-model auto or another model'
+        f'the tissue model {cards[0].name} needs {needed}, of which this session has no image (it '
+        f'has {there}): give --tissue-model auto or another model'
     )

@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from bids_app.bids.inputs import Scan, SessionRecord
 from bids_app.config import RunConfig
 from bids_app.errors import UsageError
 from bids_app.workflows.execution import Executor, read_plugin_file
-from bids_app.workflows.jobs import crash_step, make_jobs, workflow_name
+from bids_app.workflows.jobs import (
+    ModelInUse,
+    ModelsInUse,
+    crash_step,
+    make_jobs,
+    tissue_problem,
+    workflow_name,
+)
 from bids_app.workflows.participant import _summarise
 
 CRASH = 'crash-20261121-015941-some-user-segment-66e85e8f-bcea-42d1-9861-14b2159e7a0a.txt'
@@ -121,3 +130,36 @@ def test_plugin_file_wins_over_our_settings(tmp_path, config):
         plugin = executor._steady
         assert (plugin.processors, plugin.memory_gb, plugin.n_gpu_procs) == (3, 5, 2)
         assert plugin.raise_insufficient is False
+
+
+@pytest.mark.parametrize(
+    ('cards', 'message'),
+    [
+        ([{'contrasts': ['T1w', 'FLAIR']}], None),
+        ([{'contrasts': ['any']}], None),
+        ([{'contrasts': ['T2w', 'FLAIR'], 'missing_contrasts': True}], None),
+        (
+            [{'contrasts': ['T1w', 'T2w', 'PDw']}],
+            'm0 needs T2w and PDw, of which this session has',
+        ),
+        ([{'contrasts': ['T2w', 'PDw'], 'missing_contrasts': True}], 'm0 needs T2w or PDw, of'),
+        ([{'contrasts': ['T2w']}, {'contrasts': ['PDw']}], 'no tissue model fits what'),
+        ([{'contrasts': ['T2w']}, {'contrasts': ['any']}], None),
+    ],
+)
+def test_what_a_session_lacks_for_a_tissue_model_is_said(config, tmp_path, cards, message):
+    models = []
+    for number, card in enumerate(cards):
+        folder = tmp_path / f'm{number}'
+        folder.mkdir()
+        common = dict.fromkeys(('version', 'description', 'licence', 'sha256'), 'x')
+        (folder / 'card.json').write_text(
+            json.dumps({**common, 'name': folder.name, 'stages': {}, 'classes': [], **card})
+        )
+        models.append(ModelInUse(folder, folder.name, 'x', 'x', 'x'))
+    both = SessionRecord(
+        '01', None, Scan(tmp_path / 'x', 'T1w', {}), flair=Scan(tmp_path / 'y', 'FLAIR', {})
+    )
+    (job,) = make_jobs(config, [both])
+    found = tissue_problem(job, ModelsInUse(models[0], tissue=tuple(models)))
+    assert found is None if message is None else message in found
