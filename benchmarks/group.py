@@ -100,7 +100,8 @@ def make_study(root: Path, count: int, size: tuple[int, ...] | None, seed: int =
             {'brain': '0' * 64}, error='the file is truncated' if failed else None,
         )  # fmt: skip
         if not failed:
-            _write_tables(outputs, random, age, sex, number == OUTLIER)
+            for key, text in random_tables(random, age, sex, number == OUTLIER).items():
+                atomic_write_text(outputs.path(key), text)
             if shapes is not None:
                 path = outputs.path('vbm_gm_smooth', space=SPACE, res=RES, fwhm=FWHM)
                 atomic_save_nifti(shapes.draw(number == OUTLIER), path)
@@ -108,10 +109,10 @@ def make_study(root: Path, count: int, size: tuple[int, ...] | None, seed: int =
     atomic_write_text(raw / 'participants.tsv', '\n'.join(lines) + '\n')
 
 
-def _write_tables(
-    outputs: Outputs, random: np.random.Generator, age: float, sex: str, outlier: bool
-) -> None:
-    """Write volumes and quality measures of one session."""
+def random_tables(
+    random: np.random.Generator, age: float, sex: str, outlier: bool = False
+) -> dict[str, str]:
+    """Return tables of volumes and quality measures of one session, by their keys."""
     tiv = random.normal(1.55e6 if sex == 'M' else 1.38e6, 1.2e5)
     shares = np.array([0.47 - 0.0012 * (age - 45), 0.33, 0.20 + 0.0012 * (age - 45)])
     shares = shares * np.exp(random.normal(0, 0.03, 3))
@@ -120,12 +121,12 @@ def _write_tables(
     rows += [f'{i + 1}\t{n}\t{tiv * s:.1f}' for i, (n, s) in
              enumerate(zip(('GM', 'WM', 'CSF'), shares, strict=True))]  # fmt: skip
     rows.append(f'n/a\tTIV\t{tiv:.1f}')
-    atomic_write_text(outputs.path('tissue_morph'), '\n'.join(rows) + '\n')
+    found = {'tissue_morph': '\n'.join(rows) + '\n'}
     rows = ['index\tname\tvolume_mm3']
     for structure in structures():
         share = 0.01 * np.exp(random.normal(0, 0.1))
         rows.append(f'{structure.index}\t{structure.name}\t{tiv * share:.1f}')
-    atomic_write_text(outputs.path('wholebrain_morph'), '\n'.join(rows) + '\n')
+    found['wholebrain_morph'] = '\n'.join(rows) + '\n'
     noise = 3.0 if outlier else 1.0
     measures = {
         'snr_total': 8 / noise * np.exp(random.normal(0, 0.06)),
@@ -141,8 +142,8 @@ def _write_tables(
     }
     values = [f'{value:.6g}' for value in measures.values()]
     head = '\t'.join([*measures, 'qc_status', 'qc_reasons'])
-    text = f'{head}\n' + '\t'.join([*values, 'ok', 'n/a']) + '\n'
-    atomic_write_text(outputs.path('qc_stats'), text)
+    found['qc_stats'] = f'{head}\n' + '\t'.join([*values, 'ok', 'n/a']) + '\n'
+    return found
 
 
 class _Shapes:

@@ -46,7 +46,7 @@ print(json.dumps({
 
 def make_dataset(root: Path, subjects: int) -> int:
     """Write the empty files and return how many there are."""
-    root.mkdir()
+    root.mkdir(parents=True)
     (root / 'dataset_description.json').write_text('{"Name": "x", "BIDSVersion": "1.8.0"}')
     for number in range(subjects):
         subject = f'sub-{number:05d}'

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -270,10 +272,13 @@ def _write_dataset_files(config: RunConfig, records: Sequence[SessionRecord] = (
 
 
 def _read_config_file(file: Path) -> dict[str, Any]:
+    from bids_app.bids.files import read_text
+
     try:
-        text = file.read_text('utf-8')
-    except OSError as error:
-        raise UsageError(f'cannot read the configuration {file}: {error.strerror}') from None
+        text = read_text(file)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f'cannot read the configuration {file}: {reason}') from None
     values = read_toml(text, str(file))
     if 'bids_filters' in values:
         from bids_app.bids.filters import check_filters
@@ -287,7 +292,7 @@ def _converted(given: dict[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in given.items() if name != 'notrack'}
     for name in ('participant_label', 'session_label'):
         if name in values:
-            values[name] = tuple(dict.fromkeys(sum(values[name], [])))
+            values[name] = tuple(dict.fromkeys(chain.from_iterable(values[name])))
     for name in ('modules', 'debug', 'contrasts', 'output_spaces', 'atlas', 'classifier'):
         if name in values:
             values[name] = tuple(values[name])
@@ -388,8 +393,12 @@ def _check_choices(values: dict[str, Any]) -> None:
         raise UsageError(f'device cannot be "{values["device"]}"; use auto, cpu, cuda, cuda:N or '
                          'several as cuda:0,cuda:1')
     for name in ('nprocs', 'omp_nthreads', 'gpu_slots', 'mem_gb'):
-        if values.get(name, 1) <= 0:
+        if not 0 < values.get(name, 1) < math.inf:
             raise UsageError(f'{name} must be above 0, not {values[name]}')
+    for name in ('participant_label', 'session_label'):
+        for label in values.get(name) or ():
+            if not re.fullmatch(r'[0-9a-zA-Z+]+', label):
+                raise UsageError(f'{name}: {label!r} is not a label of letters and digits')
 
 
 def _check_modules(asked: Sequence[str]) -> tuple[str, ...]:

@@ -170,6 +170,8 @@ def read_toml(text: str, source: str = 'configuration') -> dict[str, Any]:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f'{source} is not valid TOML: {error}') from None
+    except RecursionError:
+        raise UsageError(f'{source} is not valid TOML: it is nested too deeply') from None
     flat: dict[str, Any] = {}
     for name, value in document.items():
         if name in _TABLES and isinstance(value, dict):
@@ -229,7 +231,7 @@ def _typed(name: str, value: Any, source: str) -> Any:
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 raise wrong from None
         if not isinstance(value, dict):
             raise wrong

@@ -100,6 +100,8 @@ def file_record(path: Path) -> dict[str, Any]:
     """Describe a file by its size in bytes, time of change and SHA-256 (None if unreadable)."""
     try:
         stat = path.stat()
+        if not path.is_file():  # reading a pipe or a device may never end
+            raise OSError
         digest: str | None = _sha256(path)
     except OSError:
         return {'size': -1, 'mtime_ns': 0, 'sha256': None}

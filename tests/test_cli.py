@@ -463,6 +463,11 @@ def test_values_of_the_file_are_checked(raw, tmp_path):
         ('subject_anatomical_reference = "mean"', 'cannot be "mean"; use one of sessionwise'),
         ('nprocs = 0', 'nprocs must be above 0, not 0'),
         ('mem_gb = -1.5', 'mem_gb must be above 0, not -1.5'),
+        ('mem_gb = nan', 'mem_gb must be above 0, not nan'),
+        ('mem_gb = inf', 'mem_gb must be above 0, not inf'),
+        ('participant_label = ["../../etc"]', "'../../etc' is not a label"),
+        ('session_label = ["a b"]', "'a b' is not a label"),
+        ('bids_filters = {t1w = {run = {a = 1}}}', '"run" of t1w'),
     ],
 )
 def test_the_file_may_ask_for_no_more_than_the_command_line(raw, line, message):

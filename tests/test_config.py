@@ -83,6 +83,8 @@ def test_options_may_stand_outside_tables_and_with_dashes():
         ('smooth_fwhm = 8', '"smooth_fwhm"'),
         ('smooth_fwhm = [true]', '"smooth_fwhm"'),
         ('atlas = [1]', '"atlas"'),
+        ('x = ' + '[' * 100_000, 'nested too deeply'),
+        ('bids_filters = "' + '[' * 100_000 + '"', '"bids_filters"'),
     ],
 )
 def test_bad_toml(text, message):

@@ -7,7 +7,6 @@ real: command line, BIDS, Nipype with its workers, N4, tables, derivatives and r
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
@@ -15,33 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-
-VOXEL_MM = 2.0
-
-
-def head(seed=0, size=32):
-    """Return a ball of three shells with noise."""
-    random = np.random.default_rng(seed)
-    grid = (np.indices((size,) * 3) - (size - 1) / 2) / size
-    radius = np.sqrt((grid**2).sum(axis=0))
-    shells = [radius < 0.22, radius < 0.33, radius < 0.4]
-    image = np.select(shells, [300.0, 220.0, 150.0], 0.0)
-    return np.clip(image + random.normal(0, 4, image.shape), 0, None).astype(np.float32)
-
-
-def nifti(data, zooms=(VOXEL_MM,) * 3):
-    affine = np.diag([*zooms[:3], 1.0])
-    affine[:3, 3] = -(np.array(data.shape[:3]) - 1) / 2 * np.diag(affine)[:3]
-    image = nib.Nifti1Image(data, affine)
-    image.set_qform(affine, 1)
-    image.set_sform(affine, 1)
-    return image
+from small_app import VOXEL_MM, App, head, nifti, pack, wait_for, wait_until_gone
 
 
 def zero_voxel_size():
@@ -52,10 +30,6 @@ def zero_voxel_size():
     content[80:92] = bytes(12)  # nibabel would repair the field while writing
     content[252:256] = bytes(4)
     return bytes(content)
-
-
-def pack(content):
-    return gzip.compress(content, 1, mtime=0)
 
 
 def with_nan():
@@ -84,6 +58,8 @@ def sform_of_another_space():
     return image
 
 
+SHIFT = (4, -6, 2)  # of the T2w against the T1w, mm
+
 # Content of a scan, and what its line says; None for scans that are processed.
 SCANS = {
     'good': (lambda: pack(nifti(head()).to_bytes()), None),
@@ -107,100 +83,6 @@ GOOD = [name for name, (_, reason) in SCANS.items() if reason is None]
 BAD = [name for name in SCANS if name not in GOOD]
 
 
-class App:
-    """The app with a data set, a model folder and places to write."""
-
-    def __init__(self, folder, project_dir):
-        self.folder = folder
-        self.project_dir = project_dir
-        self.raw, self.out, self.work = folder / 'raw', folder / 'out', folder / 'work'
-        self.hold_dir = folder / 'hold'
-        self.hold_dir.mkdir()
-        for name in ('brain', 'symnet'):
-            model = folder / 'models' / name
-            model.mkdir(parents=True)
-            card = dict.fromkeys(('version', 'description', 'licence', 'sha256'), 'x')
-            card.update(name=name, stages={}, classes=[])
-            (model / 'card.json').write_text(json.dumps(card))
-            (model / 'weights.safetensors').write_bytes(name.encode())
-
-    def add(self, subject, content, suffix='T1w'):
-        path = self.raw / f'sub-{subject}' / 'anat' / f'sub-{subject}_{suffix}.nii.gz'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        description = self.raw / 'dataset_description.json'
-        description.write_text(json.dumps({'Name': 'heads', 'BIDSVersion': '1.8.0'}))
-        return path
-
-    def start(self, *options):
-        """Start the app; without other wishes it writes nothing in template space."""
-        if '--output-spaces' not in options:
-            options = (*options, '--output-spaces', 'T1w')
-        command = [
-            sys.executable, str(self.project_dir / 'run.py'), str(self.raw), str(self.out),
-            'participant', '-w', str(self.work), '--models-dir', str(self.folder / 'models'),
-            '--device', 'cpu', '--nprocs', '2', '--omp-nthreads', '1', '--skip-bids-validation',
-            '--sloppy', *options,
-        ]  # fmt: skip
-        environment = {
-            **os.environ,
-            'PYTHONPATH': str(self.project_dir / 'tests' / 'workflows' / 'fake_site'),
-            'ANATNET_TEST_HOLD': str(self.hold_dir),
-        }
-        return subprocess.Popen(
-            command, cwd=self.folder, env=environment, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-
-    def run(self, *options, timeout=120):
-        process = self.start(*options)
-        return self.finish(process, timeout)
-
-    def finish(self, process, timeout=60):
-        try:
-            _, text = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-        return process.returncode, text
-
-    def hold(self, step):
-        """Make a step of the next run wait; return the file that will hold its process id."""
-        (self.hold_dir / f'{step}.hold').touch()
-        pid_file = self.hold_dir / f'{step}.pid'
-        pid_file.unlink(missing_ok=True)
-        return pid_file
-
-    def release(self, step):
-        (self.hold_dir / f'{step}.hold').unlink(missing_ok=True)
-
-    def state(self, subject):
-        return json.loads((self.out / f'sub-{subject}/log/sub-{subject}_state.json').read_text())
-
-    def temporary_files(self):
-        return [p for p in self.out.rglob('.*') if p.name != '.bidsignore']
-
-
-def wait_for(path, seconds=40):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if path.exists() and path.read_text():
-            return int(path.read_text())
-        time.sleep(0.05)
-    raise AssertionError(f'{path} did not appear')
-
-
-def wait_until_gone(pid, seconds=15):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f'process {pid} is still there')
-
-
 @pytest.fixture(scope='module')
 def bad_data(tmp_path_factory, project_dir):
     """Run good and bad scans once; return the app, its exit code and its messages."""
@@ -208,6 +90,7 @@ def bad_data(tmp_path_factory, project_dir):
     for subject, (content, _) in SCANS.items():
         app.add(subject, content())
     app.add('flair', pack(nifti(head()).to_bytes()), 'FLAIR')
+    app.add('vessels', pack(nifti(head()).to_bytes()), 'angio')
     code, text = app.run()
     return app, code, text
 
@@ -215,7 +98,7 @@ def bad_data(tmp_path_factory, project_dir):
 def test_exit_code_and_summary_tell_of_the_bad_scans(bad_data):
     app, code, text = bad_data
     assert code == 1, text
-    assert f'{len(GOOD)} processed, 1 skipped, {len(BAD)} failed' in text
+    assert f'{len(GOOD) + 1} processed, 1 skipped, {len(BAD)} failed' in text
     assert 'Traceback' not in text
 
 
@@ -270,9 +153,94 @@ def test_nothing_half_written_and_work_folders_removed(bad_data):
     assert left == {f'sub_{subject}_wf' for subject in BAD}
 
 
-def test_session_without_t1w_is_named_with_the_reason(bad_data):
+def test_session_without_anatomical_image_is_named_with_the_reason(bad_data):
     _, _, text = bad_data
-    assert any('sub-flair' in line and 'T1w' in line for line in text.splitlines())
+    assert 'sub-vessels: skipped: no anatomical image that can be used' in text
+
+
+def test_session_without_t1w_is_processed_and_says_so_everywhere(bad_data):
+    app, _, text = bad_data
+    assert 'sub-flair: there is no T1w: the FLAIR stands in for it' in text
+    state = app.state('flair')
+    assert state['status'] == 'done'
+    assert state['run']['reference'] == 'FLAIR'
+    assert 'sub-flair/anat/sub-flair_desc-preproc_FLAIR.nii.gz' in state['outputs']
+    for file in (app.out / 'sub-flair' / 'anat').glob('*.json'):
+        assert json.loads(file.read_text())['Reference'] == 'FLAIR'
+    page = (app.out / 'sub-flair.html').read_text()
+    assert 'This session has no T1w image' in page
+
+
+def lopsided(data):
+    """Return a head that shows how it is turned."""
+    data = data.copy()
+    data[17:24, 18:25, 9:14] = 160
+    data[9:14, 12:17, 17:21] = 290
+    return data
+
+
+@pytest.fixture(scope='module')
+def contrasts(tmp_path_factory, project_dir):
+    """Run a session with three contrasts, one of which is not a head."""
+    app = App(tmp_path_factory.mktemp('contrasts'), project_dir)
+    t1w, t2w = (lopsided(head(seed)) for seed in (0, 1))
+    app.add('01', pack(nifti(t1w).to_bytes()))
+    data = t2w[..., ::2]
+    inverted = np.where(data > 100, 480 - data, data).astype(np.float32)
+    affine = nifti(data, (2, 2, 4)).affine
+    affine[:3, 3] += SHIFT
+    app.add('01', pack(nib.Nifti1Image(inverted, affine).to_bytes()), 'T2w')
+    app.add('01', b'', 'FLAIR')
+    code, text = app.run('--output-spaces', 'MNI152NLin2009aSym')
+    return app, code, text
+
+
+def test_contrast_is_brought_to_the_t1w(contrasts):
+    app, code, text = contrasts
+    assert code == 0, text
+    anat = app.out / 'sub-01' / 'anat'
+    t1w, t2w = (nib.load(anat / f'sub-01_desc-preproc_{name}.nii.gz') for name in ('T1w', 'T2w'))
+    assert t1w.shape == t2w.shape
+    np.testing.assert_allclose(t1w.affine, t2w.affine)
+    from bids_app.images.transforms import read_linear
+
+    matrix = read_linear(anat / 'sub-01_from-T2w_to-T1w_mode-image_xfm.txt')
+    np.testing.assert_allclose(matrix[:3, 3], SHIFT, atol=1.0)
+    assert (anat / 'sub-01_from-T1w_to-T2w_mode-image_xfm.txt').is_file()
+    fields = json.loads((anat / 'sub-01_desc-preproc_T2w.json').read_text())
+    assert fields['Sources'][0] == 'bids:raw:sub-01/anat/sub-01_T2w.nii.gz'
+    assert 'Reference' not in json.loads((anat / 'sub-01_dseg.json').read_text())
+
+
+def test_contrast_that_cannot_be_used_is_said_and_costs_nothing(contrasts):
+    app, _, text = contrasts
+    assert 'sub-01: FLAIR is not used, registration failed: ' in text
+    assert 'is empty' in text
+    assert not (app.out / 'sub-01' / 'anat' / 'sub-01_desc-preproc_FLAIR.nii.gz').exists()
+    assert 'FLAIR is not used' in (app.out / 'sub-01.html').read_text()
+    assert app.state('01')['status'] == 'done'
+
+
+def test_output_with_several_contrasts_is_valid(contrasts):
+    app, _, _ = contrasts
+    assert validator_errors(app.out) == []
+
+
+def test_tissue_model_without_its_contrast_is_one_clear_line(contrasts):
+    app, _, _ = contrasts
+    model = app.folder / 'models' / 'tissue-pd'
+    model.mkdir()
+    card = {**json.loads((app.folder / 'models' / 'brain' / 'card.json').read_text())}
+    sha256 = hashlib.sha256(b'x').hexdigest()
+    card.update(name='tissue-pd', task='tissue', contrasts=['T1w', 'PDw'], sha256=sha256)
+    (model / 'card.json').write_text(json.dumps(card))
+    (model / 'weights.safetensors').write_bytes(b'x')
+    code, text = app.run('--tissue-model', 'tissue-pd')
+    assert code == 1
+    assert (
+        'sub-01: failed: the tissue model tissue-pd needs PDw, of which this session has no image'
+        in text
+    )
 
 
 def validator_errors(folder):

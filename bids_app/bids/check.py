@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bids_app.bids.files import read_json
 from bids_app.bids.inputs import Scan, SessionRecord
 from bids_app.errors import InvalidBIDSError
 
@@ -50,7 +52,7 @@ def check_description(bids_dir: Path) -> None:
     """
     file = Path(bids_dir) / 'dataset_description.json'
     try:
-        description = json.loads(file.read_text('utf-8'))
+        description = read_json(file)
     except FileNotFoundError:
         raise InvalidBIDSError(
             f'{bids_dir} has no dataset_description.json, so it is not the root of a BIDS data '
@@ -95,14 +97,16 @@ def check_scans(records: Iterable[SessionRecord]) -> list[str]:
 def content_problem(file: Path) -> str | None:
     """Say why the content of a file cannot be there; ``None`` if it may be."""
     try:
-        size = os.stat(file).st_size
+        status = os.stat(file)
     except FileNotFoundError:
         if file.is_symlink():
             return 'a link whose content is not here (for git-annex: datalad get)'
         return 'does not exist'
     except OSError as error:
         return f'cannot be read ({error.strerror})'
-    return 'empty file' if size == 0 else None
+    if not stat.S_ISREG(status.st_mode):
+        return 'a folder, a pipe or a device'
+    return 'empty file' if status.st_size == 0 else None
 
 
 def run_validator(bids_dir: Path, participants: Sequence[str]) -> None:

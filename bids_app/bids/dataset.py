@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_app import __version__
-from bids_app.bids.files import atomic_write_bytes, read_json, write_if_different
+from bids_app.bids.files import atomic_write_bytes, file_lock, read_json, write_if_different
 from bids_app.errors import AnatNetError, UsageError
 
 if TYPE_CHECKING:
@@ -163,9 +163,15 @@ def write_dataset_files(
         ``.bidsignore`` must not end a run.
     """
     root = Path(config.output_dir)
-    description = json.dumps(dataset_description(config), indent=2, ensure_ascii=False) + '\n'
+    description = dataset_description(config)
     try:
-        write_if_different(root / 'dataset_description.json', description)
+        with file_lock(root / 'logs' / '.lock'):
+            # Sidecars of earlier runs, and of those beside us, refer to their data sets by name.
+            before = read_description(root).get('DatasetLinks')
+            if isinstance(before, dict):
+                description['DatasetLinks'] = {**before, **description['DatasetLinks']}
+            text = json.dumps(description, indent=2, ensure_ascii=False) + '\n'
+            write_if_different(root / 'dataset_description.json', text)
     except OSError as error:
         raise AnatNetError(f'cannot write {error.filename}: {error.strerror}') from None
     name = read_description(config.bids_dir).get('Name') or Path(config.bids_dir).name

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import nibabel as nib
+
+MAX_JSON_BYTES = 1 << 24
+"""Size of JSON, TOML and YAML files up to which they are read: such files have a few kilobytes."""
+MAX_TABLE_BYTES = 1 << 27
+"""The same of tables: a hundred thousand lines of a kilobyte."""
 
 _CHUNK = 1 << 22
 _TEMPORARY = re.compile(r'^\..+\.(?P<host>[^.]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.part$')
@@ -42,8 +48,8 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    host = socket.gethostname().split('.')[0]
-    temporary = path.with_name(f'.{path.name}.{host}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part')
+    unique = f'{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}'
+    temporary = path.with_name(f'.{path.name}.{unique}.part')
     try:
         with open(temporary, 'wb') as stream:
             yield stream
@@ -79,6 +85,54 @@ def write_if_different(path: Path, text: str) -> bool:
             return False
     atomic_write_text(path, text)
     return True
+
+
+def read_text(
+    path: Path, limit: int = MAX_JSON_BYTES, encoding: str = 'utf-8', errors: str = 'strict'
+) -> str:
+    """Read a text file that somebody else has made; memory is bounded.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    limit : int
+        Bytes that it may have.
+    encoding : str
+        ``utf-8``, or ``utf-8-sig`` where a byte order mark may come first.
+    errors : str
+        ``strict``, or ``replace`` where a wrong character must not cost the whole file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it has more bytes, is not text, or is a pipe or a device, which may never end.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise ValueError('it is not a regular file')
+    with open(path, 'rb') as stream:
+        content = stream.read(limit + 1) if status.st_size <= limit else None
+    if content is None or len(content) > limit:
+        size = max(status.st_size, limit + 1)
+        raise ValueError(f'it has {size / 1e6:,.1f} MB, at most {limit / 1e6:.1f} MB can be read')
+    return content.decode(encoding, errors)
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES, encoding: str = 'utf-8') -> Any:
+    """Read a JSON file that somebody else has made; like :func:`read_text`.
+
+    Raises
+    ------
+    ValueError
+        Also if it is not JSON, or so deeply nested that no such file is meant.
+    """
+    try:
+        return json.loads(read_text(path, limit, encoding))
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
 
 
 def write_sidecar(path: Path, fields: dict[str, Any]) -> Path:
@@ -130,7 +184,7 @@ def remove_leftovers(
         What was removed.
     """
     removed = []
-    host = socket.gethostname().split('.')[0]
+    host = _host()
     pattern = '**/.*.part' if recursive else '.*.part'
     for file in sorted(Path(folder).glob(pattern)):
         match = _TEMPORARY.match(file.name)
@@ -144,6 +198,49 @@ def remove_leftovers(
             file.unlink()
             removed.append(file)
     return removed
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, patience: float = 60.0) -> Iterator[bool]:
+    """Keep other processes out while a file is read, changed and written again.
+
+    Parameters
+    ----------
+    path : Path
+        File that stands for the lock; made if it is missing, and it stays.
+    patience : float
+        Seconds to wait for the others.
+
+    Yields
+    ------
+    bool
+        Whether the lock is held. It is not where the file system has none, where the folder
+        cannot be written, or where the others hold it for too long: the work goes on all the same.
+    """
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        held = False
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(path.open('ab'))
+            deadline = time.monotonic() + patience
+            while not held and time.monotonic() < deadline:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held = True
+                except BlockingIOError:
+                    time.sleep(0.02)
+        yield held
+
+
+def _host() -> str:
+    """Name the machine and, as containers count their processes anew, the space of their numbers."""
+    name = socket.gethostname().split('.')[0]
+    try:
+        return f'{name}-{os.stat("/proc/self/ns/pid").st_ino}'
+    except OSError:  # not Linux
+        return name
 
 
 def _gzip(stream: IO[bytes], level: int) -> gzip.GzipFile:

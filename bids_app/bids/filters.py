@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_app.bids.files import read_json
 from bids_app.bids.layout import IMAGES, entity_names
 from bids_app.bids.reference import OTHERS
 from bids_app.errors import UsageError
@@ -47,7 +47,7 @@ def read_filters(path: Path) -> dict[str, dict[str, Any]]:
         If the file cannot be read, is not such JSON, or names an unknown entity.
     """
     try:
-        content = json.loads(Path(path).read_text('utf-8'))
+        content = read_json(path)
     except OSError as error:
         raise UsageError(f'cannot read the filter file {path}: {error.strerror}') from None
     except ValueError as error:
@@ -70,6 +70,13 @@ def check_filters(content: Any, source: str) -> dict[str, dict[str, Any]]:
                 f'the filter file {source} has the key "{modality}"; '
                 f'use one of {", ".join(QUERIES)}'
             )
+        for entity, value in query.items():
+            items = value if isinstance(value, list) else [value]
+            if not all(item is None or isinstance(item, str | int | float) for item in items):
+                raise UsageError(
+                    f'the filter file {source} gives "{entity}" of {modality} the value '
+                    f'{value!r}; use text, a number, null, or a list of these'
+                )
         named = {_SHORT_NAMES.get(entity, entity): value for entity, value in query.items()}
         unknown = set(named) - set(entity_names())
         if unknown:

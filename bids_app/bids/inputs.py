@@ -18,6 +18,7 @@ from bids_app.bids.layout import (
     DATATYPES,
     GRADIENTS,
     IMAGES,
+    LABEL,
     open_layout,
     session_labels,
     subject_labels,
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
     from bids_app.bids.precomputed import Precomputed
     from bids_app.config import RunConfig
+
+MAX_NAMED = 5
+"""Participants that a message names; where thousands are missing, the first ones will do."""
 
 
 @dataclass(frozen=True)
@@ -167,16 +171,31 @@ def collect_sessions(config: RunConfig) -> list[SessionRecord]:
 
     records = []
     for subject in subjects:
+        if not LABEL.fullmatch(subject):
+            records.append(_not_a_label(subject, None))
+            continue
         sessions = _sessions_of(config, subject, by_session)
         records += [
             _choose(subject, session, by_session.get((subject, session), []), matches,
                     config.bids_filters, finder, only_t1w=config.reference == 'T1w')
+            if session is None or LABEL.fullmatch(session) else _not_a_label(subject, session)
             for session in sessions
         ]  # fmt: skip
     records = _add_missing_sessions(records, subjects, config.session_label)
     if config.subject_anatomical_reference == 'first-lex':
         records = _first_of_each_subject(records)
     return records
+
+
+def _not_a_label(subject: str, session: str | None) -> SessionRecord:
+    """Return the record of a folder whose name must not get into names of files and texts."""
+    folder = f'sub-{subject}' if session is None else f'ses-{session}'
+    note = f'the folder {ascii(folder)} has a name that is not a label of letters and digits'
+    return SessionRecord(_printable(subject), session and _printable(session), note=note)
+
+
+def _printable(label: str) -> str:
+    return label if LABEL.fullmatch(label) else ascii(label)[1:-1]
 
 
 def find_participants(bids_dir: Path, asked: tuple[str, ...] | None) -> list[str]:
@@ -195,12 +214,15 @@ def find_participants(bids_dir: Path, asked: tuple[str, ...] | None) -> list[str
         )
     if asked is None:
         return there
-    missing = [label for label in asked if label not in set(there)]
+    known = set(there)
+    missing = [label for label in asked if label not in known]
     if missing:
-        guesses = [guess for label in missing for guess in _guess(label, there)]
+        named = missing[:MAX_NAMED]
+        guesses = [guess for label in named for guess in _guess(label, there)]
         hint = f'; did you mean {", ".join(guesses)}?' if guesses else ''
+        more = f' and {len(missing) - len(named)} more' if len(missing) > len(named) else ''
         raise NoInputError(
-            f'no folder for participant {", ".join(f"sub-{m}" for m in missing)} in {bids_dir}'
+            f'no folder for participant {", ".join(f"sub-{m}" for m in named)}{more} in {bids_dir}'
             f'{hint} ({len(there)} participants are there; in a container, check that '
             'the folder is mounted)'
         )

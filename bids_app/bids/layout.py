@@ -13,12 +13,16 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bids_app.bids.files import read_json
+from bids_app.errors import InvalidBIDSError
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout
@@ -27,6 +31,7 @@ LOGGER = logging.getLogger('anatnet.bids')
 
 DATATYPES = ('anat', 'dwi')
 IMAGES = ('.nii', '.nii.gz')
+LABEL = re.compile('[0-9a-zA-Z+]+')
 GRADIENTS = ('.bval', '.bvec')
 
 
@@ -48,10 +53,12 @@ class Unwanted:
 
     def wants(self, parts: list[str]) -> bool:
         """Return whether the folder or file of these path components is to be indexed."""
+        if not parts[-1].isprintable():  # nor can the index hold it
+            return False
         if parts[-1].endswith(GRADIENTS):  # these are inherited from any level
             return True
         top = parts[0]
-        if not top.startswith('sub-') or '.' in top:
+        if not top.startswith('sub-') or not LABEL.fullmatch(top[4:]):
             return False
         if self.subjects is not None and top[4:] not in self.subjects:
             return False
@@ -152,6 +159,7 @@ def _index(
 ) -> BIDSLayout:
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
+    _check_root(bids_dir)
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[Unwanted(subjects)])
     return BIDSLayout(
         str(bids_dir),
@@ -161,6 +169,22 @@ def _index(
         indexer=indexer,
         database_path=None if database is None else str(database),
     )
+
+
+def _check_root(bids_dir: Path) -> None:
+    """Refuse a description that pybids, which reads it whole, cannot cope with.
+
+    One that is merely wrong is none for pybids, and somebody who leaves out the check of the input
+    means it.
+    """
+    file = bids_dir / 'dataset_description.json'
+    try:
+        read_json(file)
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidBIDSError(f'cannot read {file}: {reason}; mend or remove it') from None
 
 
 def _rebuild(folder: Path, bids_dir: Path) -> BIDSLayout:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from bids_app.bids.files import write_if_different
+from bids_app.bids.files import MAX_TABLE_BYTES, read_text, write_if_different
 from bids_app.reports.tables import number
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def keep_copy(study: Study) -> None:
         ):  # fmt: skip
             source = study.bids_dir / name
             if source.is_file():
-                text = source.read_text(encoding='utf-8-sig', errors='replace')
+                text = read_text(source, MAX_TABLE_BYTES, 'utf-8-sig', 'replace')
                 write_if_different(study.output_dir / copy, text)
         rows = load(study.output_dir, study.bids_dir, study.sessions).sessions
         if rows:
@@ -157,6 +157,8 @@ def keep_copy(study: Study) -> None:
             write_if_different(study.output_dir / SESSIONS_COPY, '\n'.join(lines) + '\n')
     except OSError as error:
         LOGGER.warning('cannot keep a copy of %s: %s', error.filename, error.strerror)
+    except ValueError as error:
+        LOGGER.warning('cannot keep a copy of the tables of the data set: %s', error)
 
 
 def read_phenotype(path: Path) -> list[dict[str, str]]:
@@ -166,9 +168,10 @@ def read_phenotype(path: Path) -> list[dict[str, str]]:
     around a whole value, which spreadsheets add, are taken off.
     """
     try:
-        text = Path(path).read_text(encoding='utf-8-sig', errors='replace')
-    except OSError as error:
-        LOGGER.warning('cannot read %s: %s', path, error.strerror)
+        text = read_text(path, MAX_TABLE_BYTES, 'utf-8-sig', 'replace')
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        LOGGER.warning('cannot read %s: %s', path, reason)
         return []
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bids_app.bids.files import atomic_write_text, write_sidecar
+from bids_app.bids.files import atomic_write_text, read_json, write_sidecar
 from bids_app.data import structures
 from bids_app.group import phenotypes
 from bids_app.group.derivatives import VOLUMES
@@ -160,7 +159,7 @@ def _descriptions(study: Study) -> dict[str, dict[str, Any]]:
 
 def _dictionary(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding='utf-8-sig'))
+        content = read_json(path, encoding='utf-8-sig')
     except (OSError, ValueError):
         return {}
     if not isinstance(content, dict):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import os
 import zlib
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ LARGE_GRID = 512**3
 MAX_GRID = 10**9
 MIN_FIELD_OF_VIEW_MM = 100.0
 HEADER_BYTES = 348
+MAX_OFFSET = 1 << 26
+_BLOCK = 1 << 24
 NIFTI_ENDINGS = ('.nii', '.nii.gz')
 FREESURFER_ENDINGS = ('.mgz', '.mgh')
 
@@ -103,8 +107,10 @@ def _check_file(path: Path) -> None:
                 'DataLad data set)'
             )
         raise ImageError(f'{path}: no such file; check the path')
-    if not path.is_file():
+    if path.is_dir():
         raise ImageError(f'{path}: is a folder, not an image')
+    if not path.is_file():
+        raise ImageError(f'{path}: is a pipe or a device, not an image')
     if not path.name.endswith(NIFTI_ENDINGS + FREESURFER_ENDINGS):
         raise ImageError(f'{path}: unknown kind of image; give .nii, .nii.gz or .mgz')
     if not os.access(path, os.R_OK):
@@ -113,13 +119,73 @@ def _check_file(path: Path) -> None:
         raise ImageError(f'{path}: is empty (0 bytes); fetch or copy the file again')
 
 
-def _open(path: Path) -> Any:
-    """Open an image with nibabel, lazily, or raise ImageError."""
+def _check_claims(path: Path) -> None:
+    """Raise ImageError where a NIfTI header makes nibabel read without end.
+
+    nibabel reads everything before the voxels when it opens a file, as extensions of whatever
+    length they say they have.
+    """
+    import nibabel as nib
+
+    if not path.name.endswith(NIFTI_ENDINGS):
+        return
+    try:
+        with gzip.open(path) if path.name.endswith('.gz') else path.open('rb') as stream:
+            head = stream.read(540)
+            first = {int.from_bytes(head[:4], order) for order in ('little', 'big')}
+            kind = nib.Nifti2Header if 540 in first else nib.Nifti1Header
+            size = kind.sizeof_hdr
+            if size not in first or len(head) < size:
+                return  # not NIfTI, as is said later
+            header = kind(head[:size], check=False)
+            offset = float(header['vox_offset'])
+            if not 0 <= offset <= MAX_OFFSET:
+                raise ImageError(
+                    f'{path}: the header is damaged (voxels are said to begin at byte '
+                    f'{offset:g}); convert the scan again'
+                )
+            stream.seek(size)
+            place = size + 4
+            if stream.read(4)[:1] in (b'', b'\0'):
+                return
+            while offset - place >= 16:
+                field = stream.read(8)
+                order = 'little' if header.endianness == '<' else 'big'
+                length = int.from_bytes(field[:4], order, signed=True)
+                if len(field) < 8 or length < 8 or place + length > offset:
+                    raise ImageError(
+                        f'{path}: the header is damaged (an extension of {length} bytes); '
+                        'convert the scan again'
+                    )
+                stream.seek(length - 8, os.SEEK_CUR)
+                place += length
+    except (EOFError, OSError, zlib.error):
+        return  # said by who opens it
+
+
+def open_image(path: Path) -> Any:
+    """Open an image with nibabel, lazily.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI or FreeSurfer file.
+
+    Returns
+    -------
+    nibabel.Nifti1Image or nibabel.MGHImage
+
+    Raises
+    ------
+    ImageError
+        If the file is no such image, or its header cannot be true.
+    """
     import nibabel as nib
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
     _check_file(path)
+    _check_claims(path)
     try:
         image = nib.load(path)
     except (ImageFileError, EOFError, OSError, zlib.error) as error:
@@ -148,8 +214,8 @@ def _spatial_shape(image: Any, path: Path, notes: list[str]) -> tuple[int, int, 
             f'{path}: {shown} voxels are not a volume (at least {MIN_VOXELS_PER_AXIS} along each '
             'axis); is it a localiser or a single slice?'
         )
-    volumes = int(np.prod(shape[3:])) if len(shape) > 3 else 1
-    if volumes < 1 or np.prod(shape[:3], dtype=float) > MAX_GRID:
+    volumes = math.prod(shape[3:])
+    if volumes < 1 or math.prod(shape[:3]) > MAX_GRID:
         shown = ' x '.join(str(n) for n in shape)
         raise ImageError(
             f'{path}: {shown} voxels cannot be processed (limit {MAX_GRID:.0e} for one volume); '
@@ -196,14 +262,61 @@ def read_grid(path: Path | str) -> Grid:
     """
     path = Path(path)
     notes: list[str] = []
-    image = _open(path)
+    image = open_image(path)
     shape = _spatial_shape(image, path, notes)
     geometry = _geometry(image, shape, path)
     return Grid(path, shape, geometry.affine, geometry.header, [*notes, *geometry.notes])
 
 
-def _read_voxels(image: Any, path: Path, notes: list[str]) -> np.ndarray:
-    """Read the first volume as a float32 array, infinities and NaN included."""
+def _unpack(image: Any, path: Path) -> io.BytesIO:
+    """Unpack a compressed image, and no more than its header says there is.
+
+    What follows the voxels is read to the end, which checks the checksum of the file, but not
+    kept, and left alone where it is longer than the image.
+    """
+    offset, size = _place_of_voxels(image)
+    content = io.BytesIO()
+    beyond = 0
+    with gzip.open(path) as stream:
+        while block := stream.read(_BLOCK):
+            room = offset + size + _BLOCK - content.tell()  # FreeSurfer puts fields at the end
+            content.write(block[:room])
+            beyond += len(block) - len(block[:room])
+            if beyond > size:
+                break
+    _check_length(content.tell() - offset, size)
+    content.seek(0)
+    return content
+
+
+def _place_of_voxels(image: Any) -> tuple[int, int]:
+    """Return where the voxels of the first volume begin and how long they are, in bytes."""
+    return int(image.dataobj.offset), math.prod(image.shape[:3]) * image.get_data_dtype().itemsize
+
+
+def _check_length(there: int, wanted: int) -> None:
+    """Raise OSError before nibabel makes room for what is not there."""
+    if there < wanted:
+        raise OSError(f'Expected {wanted} bytes, got {max(there, 0)} bytes')
+
+
+def read_voxels(image: Any, path: Path, notes: list[str]) -> np.ndarray:
+    """Read the first volume as a float32 array, infinities and NaN included.
+
+    Parameters
+    ----------
+    image : nibabel.Nifti1Image or nibabel.MGHImage
+        From :func:`open_image`; at most :data:`MAX_GRID` voxels per volume.
+    path : Path
+        Its file.
+    notes : list of str
+        Gets what was unusual.
+
+    Raises
+    ------
+    ImageError
+        If the file is cut off or damaged, or holds a colour picture.
+    """
     dtype = image.get_data_dtype()
     if dtype.fields is not None:
         raise ImageError(
@@ -212,13 +325,14 @@ def _read_voxels(image: Any, path: Path, notes: list[str]) -> np.ndarray:
         )
     is_complex = dtype.kind == 'c'
     kind = np.complex64 if is_complex else np.float32
-    single = int(np.prod(image.shape[3:])) == 1
+    single = math.prod(image.shape[3:]) == 1
     try:
         with np.errstate(all='ignore'):
             if single and path.name.endswith('.gz'):
-                # Reading to the end also checks the checksum of the compressed file.
-                with gzip.open(path) as stream:
-                    image = type(image).from_bytes(stream.read())
+                image = type(image).from_stream(_unpack(image, path))
+            elif not path.name.endswith('z'):
+                offset, size = _place_of_voxels(image)
+                _check_length(path.stat().st_size - offset, size)
             if single:
                 data = np.asarray(image.dataobj, dtype=kind).reshape(image.shape[:3])
             else:
@@ -230,7 +344,7 @@ def _read_voxels(image: Any, path: Path, notes: list[str]) -> np.ndarray:
         raise ImageError(
             f'{path}: not enough memory to read {image.shape}; give the run more memory'
         ) from error
-    except (EOFError, OSError, ValueError, zlib.error) as error:
+    except (EOFError, OSError, OverflowError, ValueError, zlib.error) as error:
         if 'got 0 bytes' in str(error):
             raise ImageError(
                 f'{path}: holds a header but no voxels; fetch or copy the file again'
@@ -335,12 +449,12 @@ def load_scan(path: Path | str) -> LoadedScan:
     """
     path = Path(path)
     notes: list[str] = []
-    image = _open(path)
+    image = open_image(path)
     shape = _spatial_shape(image, path, notes)
     geometry = _geometry(image, shape, path)
     notes.extend(geometry.notes)
     _note_size(shape, geometry.affine, path, notes)
-    data = _read_voxels(image, path, notes)
+    data = read_voxels(image, path, notes)
     _note_scaling(image, notes)
     data = _checked_values(data, path, notes)
     return LoadedScan(path, shape, geometry.affine, geometry.header, notes, data)

@@ -8,7 +8,6 @@ names of its tensors begin with the stage (``coarse.``, ``fine.``).
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_app.bids.files import read_json
 from bids_app.errors import ModelError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def load_card(folder: Path) -> ModelCard:
     """
     path = folder / 'card.json'
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = read_json(path)
         return ModelCard(
             content['name'],
             content['version'],
@@ -122,7 +122,7 @@ def load_card(folder: Path) -> ModelCard:
         )
     except OSError as error:
         raise ModelError(f'{path}: cannot be read ({error.strerror})') from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f'{path}: not a model card ({error}): export the model again') from error
 
 
@@ -143,6 +143,23 @@ def model_checksum(folder: Path) -> str:
         return _file_sha256(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise ModelError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+def check_weights(folder: Path, card: ModelCard) -> str:
+    """Return the SHA-256 of the weights after comparing it with that of the card.
+
+    Raises
+    ------
+    ModelError
+        If they differ: the file was damaged, or is that of another model.
+    """
+    checksum = model_checksum(folder)
+    if checksum != card.sha256:
+        raise ModelError(
+            f'{folder}: the weights are not those of the card (SHA-256 differs): '
+            'fetch the model again, or export it'
+        )
+    return checksum
 
 
 def load_weights(path: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -198,11 +215,7 @@ def load_networks(folder: Path) -> dict[str, nn.Module]:
     from bids_app.networks import build_network
 
     card = load_card(folder)
-    if model_checksum(folder) != card.sha256:
-        raise ModelError(
-            f'{folder}: the weights are not those of the card (SHA-256 differs): '
-            'fetch the model again, or export it'
-        )
+    check_weights(folder, card)
     weights = load_weights(folder / 'weights.safetensors')
     networks = {}
     for name, stage in card.stages.items():

@@ -54,20 +54,19 @@ def read_on_grid(
     ImageError
         If it cannot be read, is no volume, or holds other values.
     """
-    import nibabel as nib
-
     from bids_app.images.grids import voxel_sizes
     from bids_app.images.resample import resample_to
+    from bids_app.images.scans import MAX_GRID, open_image, read_voxels
 
-    try:
-        image = nib.load(path)
-        data = np.asarray(image.dataobj, dtype=np.float32)
-    except Exception as error:  # nibabel raises whatever the file makes it raise
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise ImageError(f'{path}: cannot be read ({reason}); repair or remove it') from None
-    data = data.reshape(data.shape[:3]) if data.shape[3:] == (1,) * (data.ndim - 3) else data
-    if data.ndim != 3:
-        raise ImageError(f'{path}: not a volume, its shape is {data.shape}; repair or remove it')
+    image = open_image(Path(path))
+    if (
+        len(image.shape) < 3
+        or min(image.shape) < 1
+        or math.prod(image.shape[3:]) != 1
+        or math.prod(image.shape[:3]) > MAX_GRID
+    ):
+        raise ImageError(f'{path}: not a volume, its shape is {image.shape}; repair or remove it')
+    data = read_voxels(image, Path(path), [])
     low, high = (float(data.min()), float(data.max())) if data.size else (0.0, 0.0)
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also true of NaN
         raise ImageError(

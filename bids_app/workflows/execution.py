@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_app.bids.files import read_text
 from bids_app.config import RunConfig
 from bids_app.environment import THREAD_VARIABLES, limit_threads
 from bids_app.errors import UsageError
@@ -64,10 +65,15 @@ def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f'cannot read the plugin file {path}: {error.strerror}') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f'cannot read the plugin file {path}: {reason}') from None
+    try:
+        content = yaml.safe_load(text)
+    except RecursionError:
+        raise UsageError(f'the plugin file {path} is nested too deeply') from None
+    except yaml.YAMLError as error:
         reason = ' '.join(str(error).split())
         raise UsageError(f'the plugin file {path} is not valid YAML: {reason}') from None
     arguments = content.get('plugin_args') if isinstance(content, dict) else None

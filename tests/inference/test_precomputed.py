@@ -155,5 +155,5 @@ def test_what_is_no_map_of_probabilities(tmp_path, data, message):
 
 def test_what_cannot_be_read(tmp_path):
     (tmp_path / 'x.nii').write_text('<html>')
-    with pytest.raises(ImageError, match='x.nii: cannot be read'):
+    with pytest.raises(ImageError, match='x.nii: is a web page'):
         read_on_grid(tmp_path / 'x.nii', SHAPE, AFFINE)

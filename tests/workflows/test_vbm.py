@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
 import json
 
 import nibabel as nib
@@ -21,9 +22,10 @@ def config(tmp_path, monkeypatch):
     for name in ('brain', 'symnet'):
         folder = tmp_path / 'models' / name
         folder.mkdir(parents=True)
-        card = dict.fromkeys(('version', 'description', 'licence', 'sha256'), 'x')
-        (folder / 'card.json').write_text(json.dumps({**card, 'name': name, 'stages': {},
-                                                      'classes': []}))  # fmt: skip
+        card = dict.fromkeys(('version', 'description', 'licence'), 'x')
+        card.update(name=name, stages={}, classes=[])
+        card['sha256'] = hashlib.sha256(name.encode()).hexdigest()
+        (folder / 'card.json').write_text(json.dumps(card))
         (folder / 'weights.safetensors').write_bytes(name.encode())
     file = tmp_path / 'templateflow' / 'tpl-MNI305' / 'tpl-MNI305_T1w.nii.gz'
     file.parent.mkdir(parents=True)
@@ -50,6 +52,21 @@ def test_classifiers_belong_to_the_models_of_a_run(config):
     assert not ModelsInUse.find(with_one.replace(modules=('mask',))).classifiers
     found = vbm_settings(with_one, models.registration, classifiers=models.classifiers)
     assert found.steps == ('warp', 'modulate', 'predict')
+
+
+def test_damaged_weights_are_refused_before_any_scan(config):
+    weights = config.models_dir / 'symnet' / 'weights.safetensors'
+    content = weights.read_bytes()
+    weights.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(ModelError, match='symnet: the weights are not those of the card'):
+        ModelsInUse.find(config)
+
+
+@pytest.mark.parametrize('text', ['[]', '{}', '{"name": 1', '[' * 100_000])
+def test_card_that_is_none_is_one_line(config, text):
+    (config.models_dir / 'brain' / 'card.json').write_text(text)
+    with pytest.raises(ModelError, match='not a model card'):
+        ModelsInUse.find(config)
 
 
 def test_missing_model_is_an_error_only_where_it_is_needed(config):
