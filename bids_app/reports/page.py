@@ -21,6 +21,7 @@ from bids_app.reports import facts, methods, predictions, quality, tables, vbm
 
 if TYPE_CHECKING:
     from bids_app.reports.figures import Figure, Gallery
+    from bids_app.reports.planes import Volume
     from bids_app.reports.session import SessionReport
 
 LOGGER = logging.getLogger('anatnet.reports')
@@ -34,6 +35,8 @@ FILE_KEYS = (
     'uncertainty',
     'tissue_morph',
     'wholebrain_morph',
+    'lesion_mask',
+    'lesion_morph',
     'qc_stats',
 )
 """What a report shows: keys of the table of outputs, and ``scan``, the raw scan."""
@@ -104,13 +107,17 @@ def render_page(
         'spaces': [],
         'atlases': [],
         'predictions': [],
+        'contrasts': [],
+        'lesions': None,
     }
     documents: dict[str, str] = {}
     scan_key = 'preproc' if 'preproc' in files else 'scan'
     if scan_key in files:
         values['scan_name'] = Path(files[scan_key]).name
         with parts.attempt('The scan'):
-            values.update(_pictures(files, scan_key, parts, documents))
+            values.update(_pictures(files, scan_key, context, parts, documents))
+    else:
+        values.update(_contrasts(files, None, None, context, parts, documents))
     with parts.attempt('The table of tissue volumes'):
         if 'tissue_morph' in files:
             rows = tables.read_tsv(files['tissue_morph'])
@@ -162,12 +169,16 @@ def render_page(
 
 
 def _pictures(
-    files: Mapping[str, str], scan_key: str, parts: _Parts, documents: dict[str, str]
+    files: Mapping[str, str],
+    scan_key: str,
+    context: SessionReport,
+    parts: _Parts,
+    documents: dict[str, str],
 ) -> dict[str, Any]:
-    """Draw the figures, the viewer's data and the histogram."""
+    """Draw the figures, those of other contrasts, the viewer's data and the histogram."""
     from bids_app.reports import charts
     from bids_app.reports.figures import FIGURE_NAMES, Gallery
-    from bids_app.reports.planes import PLANES, Volume, load_volume
+    from bids_app.reports.planes import PLANES, load_volume
     from bids_app.reports.viewer import viewer_payload
 
     volumes: dict[str, Volume] = {}
@@ -195,6 +206,7 @@ def _pictures(
         'figures': figures,
         'defs': ''.join(gallery.scan_image(plane, f'id="scan-{plane}"') for plane in PLANES),
     }
+    result.update(_contrasts(files, gallery, volumes.get('dseg'), context, parts, documents))
     with parts.attempt('The viewer'):
         result['viewer'] = viewer_payload(
             gallery.scan,
@@ -209,6 +221,25 @@ def _pictures(
         with parts.attempt('The histogram of intensities'):
             result['histogram'] = charts.intensity_histogram(gallery.scan, volumes['dseg'])
     return result
+
+
+def _contrasts(
+    files: Mapping[str, str],
+    gallery: Gallery | None,
+    dseg: Volume | None,
+    context: SessionReport,
+    parts: _Parts,
+    documents: dict[str, str],
+) -> dict[str, Any]:
+    """Draw other contrasts on the scan, and lesions."""
+    from bids_app.reports import contrasts
+
+    given = (gallery, context.reference, parts.attempt, documents)
+    entries = contrasts.contrast_entries(context.contrasts, *given, dseg=dseg)
+    return {
+        'contrasts': entries,
+        'lesions': contrasts.lesion_entry(files, entries, *given),
+    }
 
 
 def _with_spaces(verdict: dict[str, Any], spaces: list[dict[str, Any]]) -> dict[str, Any]:

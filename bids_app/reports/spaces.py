@@ -42,11 +42,12 @@ BORDERS = (('White | grey matter', ORANGE),
 RATIO_TOP = 2.0
 """Upper end of the scale of volume ratios; the lower one is its inverse."""
 
-_FLICKER_STYLE = (
+FLICKER_STYLE = (
     '.fixed{animation:flicker 3s steps(1) infinite}svg:hover .fixed{animation-play-state:paused}'
     '@keyframes flicker{50%{visibility:hidden}}'
     '@media (prefers-reduced-motion:reduce){.fixed{animation:none}}'
 )
+"""Lets what has the class ``fixed`` come and go in a document of its own."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ class SpaceGallery:
                 attributes = f'id="{self._reference(f"{what}-in-space", plane)}"'
                 pictures.append(row.image(picture, 'image/jpeg', attributes))
             lines = self._use('borders', plane, 'line')
-            of_scan, of_template = _caption(row, 'Scan'), _caption(row, 'Template')
+            of_scan, of_template = slice_caption(row, 'Scan'), slice_caption(row, 'Template')
             template = self._use('template-in-space', plane) + of_template
             pairs[plane] = [
                 self._use('scan-in-space', plane) + of_scan,
@@ -265,7 +266,7 @@ class SpaceGallery:
             'toggles': self.toggles,
             'key': list(BORDERS) if self.toggles else [],
         }
-        return figure, stacked(self.rows, alone, title, style=_FLICKER_STYLE)
+        return figure, stacked(self.rows, alone, title, style=FLICKER_STYLE)
 
     def _map(self, figure: Figure, colors: Sequence[str]) -> tuple[dict, str]:
         """Return a map for the page, with its borders to switch on, and as a document."""
@@ -344,7 +345,7 @@ class SpaceGallery:
         return values[sample_grid(self.images.inside, axes) > 0.5]
 
 
-def _caption(row: Row, text: str) -> str:
+def slice_caption(row: Row, text: str) -> str:
     """Return a word at the top of the first slice; the next picture above it covers it."""
     size = row.font_size
     return (
