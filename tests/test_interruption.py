@@ -30,12 +30,14 @@ def test_swallowed_interruption_is_raised_again():
 
 
 def test_echo_of_a_signal_is_not_a_second_one():
+    def stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+
     with Interruption() as interruption:
         with pytest.raises(Interrupted):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-        os.kill(os.getpid(), signal.SIGTERM)  # would end this process
-        time.sleep(0.05)
+            stop()
+        stop()  # would end this process
     assert interruption.number == signal.SIGTERM
 
 

@@ -235,7 +235,7 @@ def file_lock(path: Path, patience: float = 60.0) -> Iterator[bool]:
 
 
 def _host() -> str:
-    """Name the machine and, as containers count their processes anew, the space of their numbers."""
+    """Name the machine and the space of its process numbers: containers count anew."""
     name = socket.gethostname().split('.')[0]
     try:
         return f'{name}-{os.stat("/proc/self/ns/pid").st_ino}'
