@@ -110,6 +110,11 @@ class SessionRecord:
         """Label as in ``sessions.tsv``."""
         return f'ses-{self.session}' if self.session else None
 
+    @property
+    def run(self) -> dict[str, Any]:
+        """What its state says of the run: ``reference``, ``report`` and the like."""
+        return self.state.run if self.state is not None else {}
+
     def volumes(self) -> dict[str, float | None]:
         """Read the volumes of :data:`VOLUMES` in mm^3; None for what is not there."""
         found: dict[str, float | None] = dict.fromkeys(VOLUMES)

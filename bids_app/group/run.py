@@ -129,12 +129,36 @@ def _notes(study: Study, homogeneity: Homogeneity | None) -> list[str]:
         without = len(study.done) - int(homogeneity.used.sum())
         if without:
             notes.append(f'{without} finished sessions have no grey matter map to compare')
+    notes += _mixtures(study)
     known = phenotypes.load(study.output_dir, study.bids_dir, study.sessions).participants
     if not known:
         notes.append('There is no participants.tsv: age, sex and groups are not known')
     strangers = sorted({record.participant_id for record in study.sessions} - set(known))
     if known and strangers:
         notes.append(f'Not in participants.tsv: {_listed(strangers)}')
+    return notes
+
+
+def _mixtures(study: Study) -> list[str]:
+    """Say which sessions were measured in another way than the others."""
+    notes = []
+    others = [
+        f'{record.prefix} ({name})'
+        for record in study.done
+        if (name := record.run.get('reference', 'T1w')) != 'T1w'
+    ]
+    if others:
+        notes.append(
+            'Computed on another image than a T1w, so that volumes must not be compared with the '
+            f'others: {_listed(others)}'
+        )
+    models: dict[str, int] = Counter(
+        record.run.get('report', {}).get('tissue_model', {}).get('name', 'none')
+        for record in study.done
+    )
+    if len(models) > 1:
+        counts = ', '.join(f'{name} in {number}' for name, number in sorted(models.items()))
+        notes.append(f'Tissue maps were made by different tissue models: {counts} sessions')
     return notes
 
 

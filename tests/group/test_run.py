@@ -120,6 +120,17 @@ def test_without_maps_the_rest_works(raw, out, add_session):
     assert 'id="maps"' not in text
 
 
+def test_sessions_without_t1w_and_other_tissue_models_are_named(raw, out, add_session):
+    for subject in ('00', '01', '02', '03'):
+        add_session(subject)
+    used = {'reference': 'T2w', 'report': {'tissue_model': {'name': 'tissue-any'}}}
+    add_session('04', run=used)
+    assert group(raw, out) == 0
+    text, _ = page_of(out)
+    assert 'volumes must not be compared with the others: sub-04 (T2w)' in text
+    assert 'different tissue models: none in 4, tissue-any in 1 sessions' in text
+
+
 def test_nothing_finished_is_66(raw, out, add_session, capsys):
     assert group(raw, out) == 66
     add_session('00', status='failed', error='broken')
