@@ -313,9 +313,14 @@ def test_every_layout_names_background_first():
 
 
 @pytest.mark.parametrize(
-    ('name', 'parameters'), [('iseg2017-vnet', 45_611_956), ('mrbrains2018-unet', 1_781_960)]
+    ('name', 'parameters'),
+    [
+        ('iseg2017-vnet', 45_611_956),
+        ('mrbrains2018-unet', 1_781_960),
+        ('miccai2012-unet', 1_781_528),
+    ],
 )
-def test_recipes_of_the_thesis_are_complete(name, parameters, request):
+def test_recipes_for_manual_labels_are_complete(name, parameters, request):
     path = request.config.rootpath / 'benchmarks' / 'medicalzoo' / name / 'recipe.toml'
     recipe = read_recipe(path)
     (stage,) = recipe.stages.values()
