@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import tempfile
 from pathlib import Path
@@ -24,7 +25,7 @@ def prepare_environment() -> None:
     Nipype asks a server for news unless ``NO_ET`` is set. In a container the user often has no
     home folder; Nipype, matplotlib and templateflow then get one in the temporary folder.
     Idle threads sleep instead of spinning: where other processes want the same cores, spinning
-    made the network steps five times slower.
+    made the network steps five times slower. Nipype's plugins for clusters need ``LOGNAME``.
 
     Raises
     ------
@@ -33,6 +34,8 @@ def prepare_environment() -> None:
     """
     os.environ['NO_ET'] = '1'
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    if not os.environ.get('LOGNAME'):  # not set in jobs of some clusters, nor in containers
+        os.environ['LOGNAME'] = _user_name()
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
@@ -89,6 +92,13 @@ def _is_writable(folder: Path) -> bool:
     if not folder.exists():
         return folder.parent.exists() and os.access(folder.parent, os.W_OK | os.X_OK)
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a number without a name, as in a container
+        return f'user{_uid()}'
 
 
 def _uid() -> int:

@@ -62,6 +62,20 @@ def test_without_any_temporary_folder_the_error_says_what_to_do(monkeypatch):
         environment.prepare_environment()
 
 
+def test_plugins_for_clusters_find_a_name_of_the_user(monkeypatch):
+    for name in ('LOGNAME', 'USER', 'LNAME', 'USERNAME'):
+        monkeypatch.delenv(name, raising=False)
+    environment.prepare_environment()
+    assert os.environ['LOGNAME']
+    monkeypatch.setenv('LOGNAME', '')
+    monkeypatch.setattr(environment.getpass, 'getuser', lambda: {}['no such user'])
+    environment.prepare_environment()
+    assert os.environ['LOGNAME'] == f'user{os.getuid()}'
+    monkeypatch.setenv('LOGNAME', 'me')
+    environment.prepare_environment()
+    assert os.environ['LOGNAME'] == 'me'
+
+
 def test_threads():
     environment.limit_threads(3)
     assert {os.environ[name] for name in environment.THREAD_VARIABLES} == {'3'}

@@ -212,7 +212,7 @@ def segment_tissues(
     from bids_app.images.conform import read_grid, save_native
     from bids_app.images.intensity import normalise_brain_zscore
     from bids_app.images.resample import resample_separable
-    from bids_app.inference.models import load_card, load_networks
+    from bids_app.inference.models import load_card, resident_networks
     from bids_app.inference.tissue import STAGE, predict_tissue, usable_contrasts
 
     torch.set_num_threads(threads)
@@ -236,7 +236,7 @@ def segment_tissues(
             data = torch.from_numpy(load_array(images[name])[0])
             image[number] = normalise_brain_zscore(data, inside)
     probabilities, used = predict_tissue(
-        image, load_networks(model)[STAGE], shape=tuple(card.stages[STAGE]['shape']),
+        image, resident_networks(model)[STAGE], shape=tuple(card.stages[STAGE]['shape']),
         classes=len(card.classes), device=device, precision=precision, threads=threads,
         low_mem=low_mem,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +133,14 @@ def network_lanes(config: RunConfig, devices: Sequence[str]) -> dict[str, int]:
     return dict.fromkeys(devices, config.gpu_slots)
 
 
+def _submits_jobs(plugin: str) -> bool:
+    """Return whether a plugin of Nipype writes scripts and gives them to a cluster."""
+    from nipype.pipeline import plugins
+    from nipype.pipeline.plugins.base import SGELikeBatchManagerBase
+
+    return issubclass(getattr(plugins, f'{plugin}Plugin'), SGELikeBatchManagerBase)
+
+
 class Executor:
     """Run workflows one after the other with the plugin that the user chose.
 
@@ -178,6 +187,11 @@ class Executor:
         self.name = name
         self._steady: SteadyMultiProcPlugin | None = None
         self._arguments = {'status_callback': status, **arguments}
+        if _submits_jobs(name) and re.search(r'\s', str(config.work_dir)):
+            raise UsageError(
+                f'the plugin {name} cannot work in "{config.work_dir}", which holds a space; '
+                'choose another folder with --work-dir'
+            )
         if name != 'MultiProc' and len(devices) > 1:
             raise UsageError(
                 f'the plugin {name} cannot spread networks over {", ".join(devices)}; leave out '

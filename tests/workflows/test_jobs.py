@@ -120,6 +120,18 @@ def test_wrong_plugin_file_is_a_usage_error(tmp_path, text, message):
         read_plugin_file(file)
 
 
+def test_plugin_of_a_cluster_refuses_a_work_folder_with_a_space(tmp_path, config):
+    file = tmp_path / 'plugin.yml'
+    arguments = {'status': print, 'on_crash': print, 'rank': len, 'environment': {}}
+    config = config.replace(use_plugin=file, work_dir=tmp_path / 'my work')
+    file.write_text('plugin: SLURM\n')
+    with pytest.raises(UsageError, match='holds a space.*--work-dir'):
+        Executor(config, **arguments)
+    assert Executor(config.replace(work_dir=tmp_path), **arguments).name == 'SLURM'
+    file.write_text('plugin: Linear\n')
+    assert Executor(config, **arguments).name == 'Linear'
+
+
 def test_plugin_file_wins_over_our_settings(tmp_path, config):
     file = tmp_path / 'plugin.yml'
     file.write_text('plugin: MultiProc\nplugin_args: {n_procs: 3, memory_gb: 5}\n')
