@@ -247,15 +247,19 @@ class Job:
             self.crashed(crash_step(crash_file), crash_file)
 
     def voxels(self) -> int:
-        """Count the voxels of the scan from its header; 0 if it cannot be read."""
+        """Count the voxels of the largest scan, from the headers; 0 where none can be read."""
         import math
 
-        import nibabel as nib
+        from bids_app.images.scans import read_grid
 
-        try:
-            return math.prod(nib.load(self.record.reference.path).shape[:3])
-        except Exception:  # whatever is wrong is said by the step that reads the scan
-            return 0
+        scans = [self.record.reference.path, *self.contrasts.values()]
+        largest = 0
+        for path in scans:
+            try:
+                largest = max(largest, math.prod(read_grid(path).shape))
+            except Exception:  # whatever is wrong is said by the step that reads the scan
+                continue
+        return largest
 
 
 def make_jobs(config: RunConfig, records: Sequence[SessionRecord]) -> list[Job]:
