@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,10 +126,14 @@ def _template(space: str, config: RunConfig, device: str) -> Template:
     from multiprocessing import get_context
 
     from bids_app.inference.models import find_model
+    from bids_app.workflows.workers import start_worker
 
     folder = config.work_dir / 'templates'
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(1, get_context('forkserver')) as pool:
+    # Like the workers of the plugin it must not outlive the main process.
+    with ProcessPoolExecutor(
+        1, get_context('forkserver'), initializer=start_worker, initargs=(os.getcwd(), {})
+    ) as pool:
         making = pool.submit(
             find_template,
             space,
