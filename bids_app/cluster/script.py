@@ -109,7 +109,11 @@ def participant_script(job: Job) -> str:
     asked += [f'--gres={job.gres}'] if job.gres else []
     asked += _asked(job, log)
     asked += ['--requeue', f'--signal=B:USR1@{job.grace}']
-    batch = ['--batch', f'"$SLURM_ARRAY_TASK_ID/{job.tasks}"'] if job.array else []
+    batch = (
+        ['--batch', f'"${{SLURM_ARRAY_TASK_ID:?submit this file with sbatch}}/{job.tasks}"']
+        if job.array
+        else []
+    )
     how = (
         f'{job.tasks} tasks, participants dealt out over them by their labels'
         if job.array
@@ -157,8 +161,7 @@ def _script(
     lines = ['#!/bin/bash', f'# Written by AnatNet {__version__}.']
     lines += [f'# {line}' for line in about]
     lines += [f'#SBATCH {_quoted_option(option)}' for option in asked]
-    lines += ['', 'set -u']
-    lines += list(job.setup)
+    lines += ['', *job.setup, 'set -u']
     lines += [
         'export LOGNAME="${LOGNAME:-$(id -un 2>/dev/null || id -u)}"',
         f'cpus=${{SLURM_CPUS_PER_TASK:-{job.cpus}}}',
@@ -206,7 +209,7 @@ def _work_lines(job: Job) -> list[str]:
     return [
         '# Intermediate files lie on the node and go with the task. A task that is queued again',
         '# keeps its number and finds what it has left there if it was killed.',
-        f'work="{scratch}/anatnet-$(id -u)-$SLURM_JOB_ID"',
+        f'work="{scratch}/anatnet-$(id -u)-${{SLURM_JOB_ID:-$$}}"',
         'mkdir -p -m 700 "$work" || exit 1',
         'clean() { rm -rf -- "$work"; }',
         'trap clean EXIT',
