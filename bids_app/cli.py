@@ -23,7 +23,14 @@ from bids_app.environment import (
     limit_threads,
     prepare_environment,
 )
-from bids_app.errors import AnatNetError, ModelError, NoInputError, SoftwareError, UsageError
+from bids_app.errors import (
+    AnatNetError,
+    ModelError,
+    NoInputError,
+    SoftwareError,
+    UsageError,
+    storage_error,
+)
 from bids_app.group.options import check_group_options, resolve_level
 from bids_app.interruption import MESSAGE, Interrupted, Interruption, leave
 from bids_app.options import (
@@ -159,7 +166,7 @@ def run(config: RunConfig) -> int:
             f'nothing to process in {config.bids_dir}: {"; ".join(reasons[:3])} '
             f'(sessions looked at: {len(records)}; --dry-run lists them)'
         )
-    _prepare_output(config, usable)
+    _watched(config, lambda: _prepare_output(config, usable))
     _announce(config, records)
     from bids_app.workflows.participant import run_participant
 
@@ -218,13 +225,15 @@ def _announce(config: RunConfig, records: list[SessionRecord]) -> None:
         run_validator(config.bids_dir, sorted({record.subject for record in usable}))
 
 
-def _watched(config: RunConfig, level: Callable[[], int]) -> int:
+def _watched(config: RunConfig, level: Callable[[], Any]) -> Any:
     """Run a level; what nobody foresaw becomes one line, its traceback is logged."""
     try:
         return level()
     except (AnatNetError, KeyboardInterrupt):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and (known := storage_error(error)) is not None:
+            raise known from error
         LOGGER.exception('Unexpected error')
         raise SoftwareError(
             f'unexpected {type(error).__name__}: {error}; this is a fault of AnatNet, please '
@@ -390,8 +399,10 @@ def _check_choices(values: dict[str, Any]) -> None:
     if values.get('batch') is not None:
         parse_batch(values['batch'])
     if not re.fullmatch(DEVICE_PATTERN, values.get('device', 'auto')):
-        raise UsageError(f'device cannot be "{values["device"]}"; use auto, cpu, cuda, cuda:N or '
-                         'several as cuda:0,cuda:1')
+        raise UsageError(
+            f'device cannot be "{values["device"]}"; use auto, cpu, cuda, cuda:N or '
+            'several as cuda:0,cuda:1'
+        )
     for name in ('nprocs', 'omp_nthreads', 'gpu_slots', 'mem_gb'):
         if not 0 < values.get(name, 1) < math.inf:
             raise UsageError(f'{name} must be above 0, not {values[name]}')

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,22 @@ MODULES = ('mask', 'tissue', 'wholebrain', 'vbm')
 def new_run_uuid() -> str:
     """Return a run id as the field writes it, ``YYYYmmdd-HHMMSS_<uuid4>``."""
     return f'{datetime.now().strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4()}'
+
+
+def brief_command_line(command_line: Sequence[str], most: int = 100) -> tuple[str, ...]:
+    """Return a command line without most of the thousands of labels that it may hold.
+
+    Examples
+    --------
+    >>> brief_command_line(['anatnet', 'in', 'out', '1', '2', '3', '4', '-v'], 6)
+    ('anatnet', 'in', 'out', '1', '[3 more]', '-v')
+    """
+    if len(command_line) <= most:
+        return tuple(command_line)
+    last = most // 6
+    first = most - 1 - last
+    more = len(command_line) - first - last
+    return (*command_line[:first], f'[{more} more]', *command_line[-last:])
 
 
 @dataclass(frozen=True)
@@ -187,8 +204,8 @@ def read_toml(text: str, source: str = 'configuration') -> dict[str, Any]:
 _TABLES: dict[str, tuple[str, ...]] = {
     'execution': (
         'bids_dir', 'output_dir', 'analysis_level', 'participant_label', 'session_label',
-        'batch', 'bids_filters', 'bids_database_dir', 'skip_bids_validation', 'derivatives', 'work_dir',
-        'clean_workdir', 'boilerplate_only', 'reports_only', 'dry_run', 'overwrite',
+        'batch', 'bids_filters', 'bids_database_dir', 'skip_bids_validation', 'derivatives',
+        'work_dir', 'clean_workdir', 'boilerplate_only', 'reports_only', 'dry_run', 'overwrite',
         'skip_failed', 'debug', 'verbose', 'run_uuid', 'command_line',
     ),
     'workflow': (

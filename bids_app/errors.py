@@ -7,6 +7,8 @@ prints that line without a traceback and leaves with the error's exit code.
 
 from __future__ import annotations
 
+import errno
+
 
 class AnatNetError(Exception):
     """Base of all foreseeable errors: exit code 1, a run that could not do its work."""
@@ -44,3 +46,16 @@ class ImageError(AnatNetError):
 
 class ModelError(AnatNetError):
     """A model folder that is missing, broken or does not match its card."""
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def storage_error(error: OSError) -> AnatNetError | None:
+    """Return the error of a disk that takes no more; None for any other."""
+    if error.errno not in _NO_ROOM:
+        return None
+    place = f' {error.filename}' if error.filename else ''
+    return AnatNetError(
+        f'cannot write{place}: {error.strerror}; make room, then the same command goes on'
+    )

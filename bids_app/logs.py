@@ -31,6 +31,26 @@ class _Brief(logging.Formatter):
         return text
 
 
+class _LogFile(logging.FileHandler):
+    """A file that is given up, with one warning, when the disk takes no more."""
+
+    _given_up = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._given_up:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._given_up = True
+        logging.getLogger(LOGGER_NAMES[0]).warning(
+            'Cannot write the log %s any more (%s)', self.baseFilename, error.strerror
+        )
+
+
 def console_level(verbose: int) -> int:
     """Turn the number of ``-v`` into a logging level: info, verbose, debug."""
     return (logging.INFO, VERBOSE, logging.DEBUG)[min(max(verbose, 0), 2)]
@@ -56,7 +76,7 @@ def add_log_file(path: Path, verbose: int = 0) -> None:
     logger = logging.getLogger(LOGGER_NAMES[0])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding='utf-8')
+        handler = _LogFile(path, encoding='utf-8')
     except OSError as error:
         logger.warning('Cannot write the log %s (%s)', path, error.strerror)
         return

@@ -121,7 +121,7 @@ class App:
         return json.loads((self.out / f'sub-{subject}/log/sub-{subject}_state.json').read_text())
 
     def temporary_files(self):
-        return [p for p in self.out.rglob('.*') if p.name != '.bidsignore']
+        return list(self.out.rglob('.*.part'))
 
 
 def wait_for(path, seconds=40):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +49,15 @@ def test_log_file_that_cannot_be_written_is_a_warning(tmp_path, capsys):
     setup_logging()
     add_log_file(tmp_path / 'file' / 'anatnet.log')
     assert 'Cannot write the log' in capsys.readouterr().err
+
+
+def test_log_file_on_a_full_disk_is_one_warning(capsys):
+    setup_logging()
+    add_log_file(Path('/dev/full'))
+    for number in range(3):
+        logging.getLogger('anatnet').info('message %d', number)
+    close_logging()
+    text = capsys.readouterr().err
+    assert text.count('Cannot write the log /dev/full any more (No space left on device)') == 1
+    assert 'message 2' in text
+    assert 'Traceback' not in text

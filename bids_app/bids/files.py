@@ -56,9 +56,12 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename2 is None:
+            # A full disk does not say where it is, and nobody knows the temporary name.
+            error.filename = str(path)
         raise
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bids_app import __version__
 from bids_app.bids.files import atomic_write_text, remove_leftovers
 from bids_app.bids.inputs import SessionRecord
-from bids_app.config import RunConfig
+from bids_app.config import RunConfig, brief_command_line
 from bids_app.interruption import Interrupted, Interruption
 from bids_app.progress import Progress, scan_of
 from bids_app.resume import (
@@ -248,9 +248,12 @@ def _run_batch(
     outer = pe.Workflow(name=jobs[0].work_dir.parent.name, base_dir=str(config.work_dir))
     for job in jobs:
         LOGGER.info('%s: %s (%s)', job.label, job.record.reference.path.name, job.reason)
-        job.outputs.state_file.unlink(missing_ok=True)
-        remove_leftovers(job.outputs.subject_dir)  # figures and state are there, too
-        atomic_write_text(job.log_dir / 'anatnet.toml', config.to_toml())
+        try:
+            _begin(job, config)
+        except OSError as error:
+            job.end('failed', f'cannot write {error.filename}: {error.strerror}')
+            LOGGER.error('%s: failed: %s', job.label, job.reason)
+            continue
         workflow = init_anat_wf(
             subject=job.record.subject,
             session=job.record.session,
@@ -281,7 +284,8 @@ def _run_batch(
         for node in workflow._get_all_nodes():
             node.config = crash_settings
         outer.add_nodes([workflow])
-    problem = executor.run(outer)
+    begun = any(job.status == 'waiting' for job in jobs)
+    problem = executor.run(outer) if begun else None
     for job in jobs:
         if job.status == 'waiting':
             job.find_crash_files()
@@ -296,6 +300,18 @@ def _run_batch(
             LOGGER.error('%s: failed: %s', job.label, job.reason)
 
 
+def _begin(job: Job, config: RunConfig) -> None:
+    """Make a session one that is not finished, and keep the configuration beside its results."""
+    job.outputs.state_file.unlink(missing_ok=True)
+    remove_leftovers(job.outputs.subject_dir)  # figures and state are there, too
+    # Not the labels of all others: with thousands of them, copies would fill the disk.
+    own = config.replace(
+        participant_label=(job.record.subject,), batch=None,
+        command_line=brief_command_line(config.command_line),
+    )  # fmt: skip
+    atomic_write_text(job.log_dir / 'anatnet.toml', own.to_toml())
+
+
 def _finish(job: Job, config: RunConfig, models: ModelsInUse) -> None:
     """Write the state of a session that is through, and remove its work folder."""
     published = node_info(job.work_dir, 'publish')
@@ -306,9 +322,8 @@ def _finish(job: Job, config: RunConfig, models: ModelsInUse) -> None:
     if reported.get('problem'):
         job.report_problem = reported['problem']
         LOGGER.error('%s: the report was not written: %s', job.label, job.report_problem)
-    elif page.is_file():
-        # The page may be made again by --reports-only: that it is there is enough.
-        outputs[page.relative_to(config.output_dir).as_posix()] = ANY_SIZE
+    # The page may be made again by --reports-only: that it is there is enough.
+    outputs[page.relative_to(config.output_dir).as_posix()] = ANY_SIZE
     if not published.get('outputs'):
         job.end('failed', 'the results of its last step were lost; run the same command again')
         return
@@ -318,7 +333,7 @@ def _finish(job: Job, config: RunConfig, models: ModelsInUse) -> None:
     for step, found in published.get('steps', {}).items():
         for rung in fallbacks(found):
             LOGGER.warning('%s: memory ran out in step %s: done on %s', job.label, step, rung)
-    if 'workdir' not in config.debug:
+    if 'workdir' not in config.debug and not job.report_problem:
         shutil.rmtree(job.work_dir, ignore_errors=True)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import tempfile
 import threading
 from collections import Counter
 from concurrent.futures import Future
@@ -28,6 +29,9 @@ from bids_app.workflows.workers import WorkerPool, pid_file, read_pid, stop_proc
 
 WORKER_DIED = 'WorkerDied'
 """Name of the error in the crash file of a node whose worker process was killed."""
+
+# Of the operating system (no space, quota, file too large, read-only), and of NumPy's tofile.
+_NO_ROOM = re.compile(r'\[Errno (28|122|27|30)\] |\d+ requested and \d+ written')
 
 CPU = 'cpu'
 """Lane of the networks where there is no GPU."""
@@ -259,7 +263,11 @@ class SteadyMultiProcPlugin(MultiProcPlugin):
         return chosen
 
     def _report_crash(self, node: Any, result: dict[str, Any] | None = None) -> str:
-        crash_file = super()._report_crash(node, result=result)
+        try:
+            crash_file = super()._report_crash(node, result=result)
+        except OSError:  # a full disk must not hide the reason, nor stop the others
+            node.config['execution']['crashdump_dir'] = tempfile.mkdtemp(prefix='anatnet-crash-')
+            crash_file = super()._report_crash(node, result=result)
         if self._on_crash is not None:
             self._on_crash(node, Path(crash_file))
         return crash_file
@@ -318,6 +326,8 @@ def reason_of_crash(crash_file: Path) -> tuple[str, bool]:
     name, message = errors[-1]
     if name.startswith('bids_app.errors.') or name == WORKER_DIED:
         return message.strip(), True
+    if _NO_ROOM.match(message):
+        return f'{message.strip()}: make room where --work-dir is, or give another', True
     short = name.rsplit('.', 1)[-1]
     if short.endswith('MemoryError'):
         hint = 'give the job more memory, or use --low-mem or fewer --nprocs'

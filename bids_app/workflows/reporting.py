@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bids_app import __version__
 from bids_app.bids.files import MAX_TABLE_BYTES, read_text
 from bids_app.bids.inputs import SessionRecord, Skipped
-from bids_app.config import RunConfig
+from bids_app.config import RunConfig, brief_command_line
 from bids_app.interfaces.publish import STEPS
 from bids_app.interfaces.report import make_page, report_content
 from bids_app.resume import read_state, relative
@@ -64,7 +64,7 @@ def context(
         'participant': participant(config.bids_dir, record.subject),
         'run': {
             'version': __version__,
-            'command_line': list(config.command_line),
+            'command_line': list(brief_command_line(config.command_line)),
             'run_uuid': config.run_uuid,
             'started': datetime.now().astimezone().isoformat(timespec='seconds'),
             'device_reason': device_reason,

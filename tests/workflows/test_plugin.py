@@ -164,6 +164,17 @@ MORE_MEMORY = 'give the job more memory, or use --low-mem or fewer --nprocs'
             f'Unable to allocate 4. GiB; {MORE_MEMORY}',
             True,
         ),
+        (
+            "OSError: [Errno 28] No space left on device: '/w/x.nii'\n",
+            "[Errno 28] No space left on device: '/w/x.nii': make room where --work-dir is, or "
+            'give another',
+            True,
+        ),
+        (
+            "FileNotFoundError: [Errno 2] No such file: 'x'\n",
+            "FileNotFoundError: [Errno 2] No such file: 'x'",
+            False,
+        ),
         ('KeyError\n', 'KeyError', False),
     ],
 )
