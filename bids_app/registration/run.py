@@ -117,7 +117,7 @@ def normalise(
     network : torch.nn.Module, optional
         Needed by ``network``; without it ``refined`` starts from zero.
     device, precision : str
-        For the network.
+        For the network; the optimisation runs on the device as well, in float32.
     sloppy : bool
         Few iterations, for tests.
 
@@ -159,8 +159,10 @@ def normalise(
             velocities = predict_velocities(network, x, y, device=device, precision=precision)
             lap('network')
         if method == 'refined':
-            velocities = refine(x, y, velocities, levels=_SLOPPY_LEVELS if sloppy else LEVELS)
-        forward, backward = full_flows(*velocities, shape=shape)
+            levels = _SLOPPY_LEVELS if sloppy else LEVELS
+            velocities = refine(x.to(device), y.to(device), velocities, levels=levels)
+        velocities = (velocity.to(device) for velocity in velocities)
+        forward, backward = (flow.cpu() for flow in full_flows(*velocities, shape=shape))
         lap('refine')
     found = Normalisation(
         space,
@@ -293,8 +295,8 @@ def normalise_files(
     except (MemoryError, RuntimeError) as error:
         if device == 'cpu' or not out_of_memory(error):
             raise
-        LOGGER.warning('out of memory on %s with the registration network: on the CPU', device)
-        fallback, device = f'cpu, registration network: {device} was out of memory', 'cpu'
+        LOGGER.warning('out of memory on %s: registration on the CPU', device)
+        fallback, device = f'cpu, because {device} was out of memory', 'cpu'
         found = normalise(scan, fixed, device=device, precision=used, **options)
     found.measures['dice_csf'] = _csf_overlap(
         tissues['csf'], image.affine, fixed_tissues[2], found

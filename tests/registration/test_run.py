@@ -8,7 +8,9 @@ from bids_app.errors import ImageError
 from bids_app.images.templates import Template
 from bids_app.networks import build_network
 from bids_app.registration.normalisation import Normalisation
+from bids_app.registration.refine import Level, refine
 from bids_app.registration.run import METHODS, normalise, normalise_files, soft_dice
+from bids_app.registration.velocity import full_flows
 
 SCAN = np.diag([2.0, 2.0, 2.0, 1.0])
 SCAN[:3, 3] = (-96, -120, -90)
@@ -96,6 +98,45 @@ def test_files_without_structures_in_the_template(files):
     assert (found['space'], found['method'], found['fallback']) == ('T', 'refined', None)
     assert saved.measures == found['measures']
     assert saved.space == 'T'
+
+
+def test_refinement_stays_on_its_device():
+    images = torch.zeros(2, 1, 6, 20, 24, 16, device='meta')
+    start = torch.zeros(1, 3, 5, 6, 4)  # as the network gives it, on the CPU
+    velocities = refine(*images, (start, start), levels=(Level(4, 1, 1.2, 0.6),))
+    flows = full_flows(*velocities, shape=(20, 24, 16))
+    assert {one.device.type for one in (*velocities, *flows)} == {'meta'}
+
+
+def test_registration_goes_on_on_the_cpu_where_memory_runs_out(files, monkeypatch, caplog):
+    from bids_app.registration import run
+
+    tried, real = [], run.normalise
+
+    def normalise(*scans, device, **options):
+        tried.append(device)
+        if device != 'cpu':
+            raise RuntimeError('CUDNN_STATUS_ALLOC_FAILED')
+        return real(*scans, device=device, **options)
+
+    monkeypatch.setattr(run, 'normalise', normalise)
+    options = {'method': 'refined', 'model': None, 'sloppy': True}
+    found = normalise_files(**files, **options, device='cuda:1')
+    assert tried == ['cuda:1', 'cpu']
+    assert found['device'] == 'cpu'
+    assert found['fallback'] == 'cpu, because cuda:1 was out of memory'
+    assert 'out of memory on cuda:1' in caplog.text
+
+
+def test_lack_of_memory_on_the_cpu_is_the_end(files, monkeypatch):
+    from bids_app.registration import run
+
+    def normalise(*scans, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(run, 'normalise', normalise)
+    with pytest.raises(RuntimeError, match='memory'):
+        normalise_files(**files, method='refined', model=None)
 
 
 def test_empty_brain_is_an_error_of_the_scan(files, tmp_path):
