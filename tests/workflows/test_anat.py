@@ -105,6 +105,55 @@ def test_every_step_has_an_expected_time():
     assert steps - {'publish', 'report'} == set(STEPS)
 
 
+def sources(workflow, name):
+    """Return the node that every input of a node comes from."""
+    node = workflow.get_node(name)
+    return {
+        target: source.name
+        for source, _, data in workflow._graph.in_edges(node, data=True)
+        for _, target in data['connect']
+    }
+
+
+def test_contrasts_are_registered_and_tissues_made_from_all_of_them(build, tmp_path):
+    flair = tmp_path / 'raw' / 'sub-01_FLAIR.nii.gz'
+    flair.touch()
+    models = {**MODELS, 'tissue three': {'name': 'three', 'version': '1', 'sha256': 'ghi'}}
+    given = {'contrasts': {'FLAIR': flair}, 'tissue_model': 'auto', 'models': models}
+    workflow = build(**given)
+    found = nodes(workflow)
+    assert set(found) == {
+        'inputnode', 'outputnode', *anat_steps(ALL, (), None, ['FLAIR'], 'auto'),
+    }  # fmt: skip
+    assert found['coregister'].inputs.contrasts == ['FLAIR']
+    assert found['tissue'].inputs.sha256 == ['ghi']
+    measure, publish = sources(workflow, 'measure'), sources(workflow, 'publish')
+    for key in ('dseg', 'probseg_gm', 'probseg_wm', 'probseg_csf'):
+        assert measure[key] == publish[key] == 'tissue'
+    for key in ('brain_mask', 'wholebrain_dseg', 'uncertainty'):
+        assert measure[key] == publish[key] == 'segment'
+    assert measure['segment_info'] == 'tissue'
+    assert publish['segment_info'] == 'segment'
+    assert publish['tissue_info'] == 'tissue'
+    assert sources(workflow, 'tissue')['coregister_info'] == 'coregister'
+    # What other pipelines give replaces what the tissue model made.
+    replaced = build(**given, precomputed=GIVEN)
+    assert sources(replaced, 'precomputed')['dseg'] == 'tissue'
+    assert sources(replaced, 'precomputed')['brain_mask'] == 'segment'
+    assert sources(replaced, 'measure')['dseg'] == 'precomputed'
+
+
+def test_mask_alone_needs_no_further_contrast(build, tmp_path):
+    workflow = build(modules=('mask',), contrasts={'T2w': tmp_path}, tissue_model='auto')
+    assert set(nodes(workflow)) == {'inputnode', 'outputnode', *anat_steps(('mask',))}
+
+
+def test_reference_gives_results_their_name(build):
+    found = nodes(build(reference='T2w'))
+    for name in ('publish', 'report', 'measure'):
+        assert found[name].inputs.reference == 'T2w'
+
+
 def test_network_on_the_cpu_takes_all_threads_of_a_scan(build):
     found = nodes(build(device='cpu', omp_nthreads=6))
     for name in ('mask', 'segment'):
