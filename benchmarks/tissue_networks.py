@@ -8,8 +8,10 @@ line of JSON for each to FILE. It goes on where it was when it is called again.
 
 All networks of a number of contrasts see the same crops in the same order, with the same
 optimiser and loss. Their dropout is off unless ``--published-dropout`` is given: a short training
-does not get far with it. Dice is hard, over all crops together, without background. Seconds for a
-volume are those of a crop times the ratio of the voxels, for a brain of 144 x 176 x 144 voxels.
+does not get far with it. Dice is hard, over all crops together, without background. Seconds and
+memory for a volume are those of one crop in one piece times the ratio of the voxels, for a brain
+of 144 x 176 x 144 voxels; in tiles it takes longer and less memory. Memory is what comes on top of
+what the process held before.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -75,13 +76,44 @@ def load_maps(folder: Path, apart: bool) -> Any:
     return load_label_maps([file for file in files if (file.name in VALIDATION) == apart])
 
 
-def peak_memory(device: str) -> float:
-    """Return the most memory that this process has used, MB; of the GPU where there is one."""
-    if device.startswith('cuda'):
-        import torch
+class PeakMemory:
+    """The most memory that is used inside a ``with`` block over what was used before it, MB.
 
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    Of the GPU where there is one, else of this process.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.megabytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.startswith('cuda'):
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+        else:
+            Path('/proc/self/clear_refs').write_text('5')  # Linux: forget the peak so far
+            self.before = self._status('VmRSS')
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.startswith('cuda'):
+            import torch
+
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = self._status('VmHWM')
+        self.megabytes = round((peak - self.before) / 1e6)
+
+    @staticmethod
+    def _status(name: str) -> int:
+        """Return an entry of /proc/self/status in bytes."""
+        for line in Path('/proc/self/status').read_text('utf-8').splitlines():
+            key, _, value = line.partition(':')
+            if key == name:
+                return 1024 * int(value.split()[0])
+        raise KeyError(name)
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
@@ -96,13 +128,14 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         contrasts=CONTRASTS[: options.contrasts],
     )  # fmt: skip
     before, started = trainer.step, time.monotonic()
-    trainer.run(options.steps, options.minutes)
+    with PeakMemory(options.device) as peak:
+        trainer.run(options.steps, options.minutes)
     seconds = time.monotonic() - started
     torch.save(trainer.average.state_dict(), options.folder / 'last.pt')
     return {
         'steps': trainer.step,
         'seconds_per_step': round(seconds / max(1, trainer.step - before), 3),
-        'train_peak_mb': round(peak_memory(options.device)),
+        'train_peak_mb': peak.megabytes,
     }
 
 
@@ -123,15 +156,16 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
         12345, CONTRASTS[: options.contrasts],
     )  # fmt: skip
     overlap, size = torch.zeros(len(TISSUES)), torch.zeros(len(TISSUES))
-    seconds, voxels = 0.0, 0
-    for _ in range(options.test_crops):
-        sample = sampler.draw()
+    samples = [sampler.draw() for _ in range(options.test_crops)]
+    settings = {'classes': len(TISSUES), 'device': options.device}
+    predict_tissue(samples[0].image, network, shape=stage.shape, **settings)  # warm up
+    # In one piece: how much tiles overlap depends on their size, not on the network.
+    with PeakMemory(options.device) as peak:
         started = time.monotonic()
-        probabilities, used = predict_tissue(
-            sample.image, network, shape=stage.shape, classes=len(TISSUES), device=options.device
-        )
-        seconds += time.monotonic() - started
-        voxels += probabilities[0].numel()
+        predict_tissue(samples[0].image, network, shape=(options.test_crop,) * 3, **settings)
+        seconds = time.monotonic() - started
+    for sample in samples:
+        probabilities, used = predict_tissue(sample.image, network, shape=stage.shape, **settings)
         found = probabilities.argmax(dim=0)
         for number in range(1, len(TISSUES)):
             a, b = found == number, sample.target[number] > 0.5
@@ -143,9 +177,9 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
         **{f'dice_{name}': round(d, 4) for name, d in zip(TISSUES[1:], dice, strict=True)},
         'dice_mean': round(sum(dice) / len(dice), 4),
         'parameters': parameter_count(network),
-        'seconds_per_crop': round(seconds / options.test_crops, 3),
-        'seconds_per_volume_scaled': round(seconds / voxels * volume, 1),
-        'predict_peak_mb': round(peak_memory(options.device)),
+        'seconds_per_crop': round(seconds, 3),
+        'seconds_per_volume_scaled': round(seconds / options.test_crop**3 * volume, 1),
+        'predict_peak_mb_scaled': round(peak.megabytes / options.test_crop**3 * volume),
         'precision': used['precision'],
     }
 
@@ -201,7 +235,7 @@ def table(options: argparse.Namespace) -> None:
     """Print the rows of a file as a Markdown table."""
     print(
         '| network | contrasts | parameters | steps | CSF | GM | WM | mean | '
-        's per step | s per volume | peak MB (train / predict) |'
+        's per step | s per volume | peak MB (train / volume) |'
     )
     print('|---|---|---|---|---|---|---|---|---|---|---|')
     rows = [json.loads(line) for line in options.file.read_text('utf-8').splitlines()]
@@ -212,7 +246,7 @@ def table(options: argparse.Namespace) -> None:
         print(
             f'| {row["network"]} | {row["contrasts"]} | {row["parameters"]:,} | {row["steps"]} | '
             f'{dice} | {row["seconds_per_step"]} | {row["seconds_per_volume_scaled"]} | '
-            f'{row["train_peak_mb"]} / {row["predict_peak_mb"]} |'
+            f'{row["train_peak_mb"]} / {row["predict_peak_mb_scaled"]} |'
         )
 
 
