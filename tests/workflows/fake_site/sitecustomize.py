@@ -5,7 +5,7 @@ Python imports this module when it starts if its folder is on ``PYTHONPATH``. Th
 bright ball and calls its shells CSF, grey and white matter. The registration only brings the
 centre of the ball to that of the template. ``ANATNET_TEST_HOLD`` names a folder: as long as it
 holds a file ``<step>.hold``, that step waits there, and says so by writing its process id to
-``<step>.pid``.
+``<step>.pid``. ``ANATNET_TEST_GPUS`` is how many GPUs torch pretends to have when it is asked.
 """
 
 from __future__ import annotations
@@ -137,6 +137,20 @@ def normalise_files(*, mask, template, method, model, out_file, gm, device, **op
         'precision': 'float32', 'fallback': None,
     }  # fmt: skip
 
+
+def _pretend_gpus(number):
+    cuda = types.SimpleNamespace(
+        is_available=lambda: number > 0,
+        device_count=lambda: number,
+        get_device_name=lambda i: f'GPU {i}',
+    )
+    torch = types.ModuleType('torch')
+    torch.cuda, torch.version = cuda, types.SimpleNamespace(cuda='12')
+    sys.modules['torch'] = torch
+
+
+if os.environ.get('ANATNET_TEST_GPUS') and 'get_device_name' in ' '.join(sys.orig_argv):
+    _pretend_gpus(int(os.environ['ANATNET_TEST_GPUS']))
 
 _run = types.ModuleType('bids_app.registration.run')
 _run.normalise_files = normalise_files
