@@ -158,7 +158,9 @@ def _finish(
         path = outputs.path(identifier)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = tables.get(identifier)
-        path.write_bytes(content if text is None else text.encode())
+        # Only the maps that the group level compares differ between sessions.
+        own = _image(random) if identifier.startswith('vbm_gm_smooth') else content
+        path.write_bytes(own if text is None else text.encode())
         sidecar = outputs.sidecar_path(identifier)
         sidecar.write_text(json.dumps(outputs.sidecar(identifier, Sources=['bids:raw:x'])))
         for one in (path, sidecar):
@@ -184,7 +186,8 @@ def _image(random: np.random.Generator) -> bytes:
     """Return a small compressed image."""
     import gzip
 
-    image = nib.Nifti1Image(random.random((9, 12, 9), np.float32), np.diag([12.0, 12, 12, 1]))
+    data = random.random((12, 14, 12), np.float32)
+    image = nib.Nifti1Image(data, np.diag([12.0, 12.0, 12.0, 1.0]))
     return gzip.compress(image.to_bytes(), 1, mtime=0)
 
 

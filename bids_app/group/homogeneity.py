@@ -148,10 +148,12 @@ def measure_homogeneity(
     standardise(values)
     similar, notes = _mean_correlation(values)
     distance, probability, components = mahalanobis(values)
-    if not components:
+    if count < 2 * SESSIONS_PER_COMPONENT:
         notes.append(
             f'Distances of maps need {2 * SESSIONS_PER_COMPONENT} maps; there are {count}'
         )
+    elif not components:
+        notes.append('All maps are equal, so they have no distances')
 
     def spread(values: np.ndarray) -> np.ndarray:
         full = np.full(len(paths), np.nan)

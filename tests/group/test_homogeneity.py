@@ -138,6 +138,7 @@ def test_equal_maps_have_no_distance(tmp_path):
     paths = [write(tmp_path, f'e{n}', np.ones(SHAPE)) for n in range(10)]
     found = measure_homogeneity(paths)
     assert found.components == 0
+    assert found.notes == ('All maps are equal, so they have no distances',)
     assert found.deviation.max() == 0
 
 
