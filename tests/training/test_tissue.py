@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from bids_app.images.intensity import normalise_brain_zscore
+from bids_app.networks import build_network
 from bids_app.training.__main__ import main
 from bids_app.training.contrast import draw_contrast
 from bids_app.training.label_maps import LabelMaps, load_label_maps
 from bids_app.training.lesions import draw_lesions
-from bids_app.training.losses import tissue_loss
+from bids_app.training.losses import TISSUE_LOSSES, tissue_loss
+from bids_app.training.recipe import read_recipe
 from bids_app.training.synthesis import Ranges
 from bids_app.training.tissue import TISSUES, TissueSampler
 
@@ -173,3 +175,31 @@ def test_training_writes_a_model_that_says_what_it_takes(tmp_path: Path) -> None
     assert card.content['contrasts'] == ['T1w', 'FLAIR']
     assert card.classes == [*TISSUES, 'lesion']
     assert load_networks(folder)['tissue'](torch.zeros(1, 2, 32, 32, 32)).shape[1] == 5
+
+
+RECIPES = sorted(
+    path.parent
+    for folder in ('benchmarks/medicalzoo/synthetic-*', 'models/tissue-*')
+    for path in (Path(__file__).parents[2]).glob(f'{folder}/recipe.toml')
+)
+
+
+@pytest.mark.parametrize('folder', RECIPES, ids=lambda path: path.name)
+def test_recipes_are_complete(folder: Path) -> None:
+    recipe = read_recipe(folder / 'recipe.toml')
+    stage = recipe.stages['tissue']
+    assert recipe.name == folder.name
+    assert recipe.data['task'] == 'tissue'
+    assert stage.arguments['in_channels'] == len(recipe.data['contrasts'])
+    assert stage.loss in TISSUE_LOSSES
+    with torch.device('meta'):
+        network = build_network(stage.network, stage.arguments)
+    assert all(n % network.divisor == 0 for n in stage.shape)
+
+
+def test_there_is_a_recipe_for_every_network_of_the_family() -> None:
+    found = {read_recipe(folder / 'recipe.toml').stages['tissue'].network for folder in RECIPES}
+    assert found == {
+        'ContextUNet3D', 'VNet', 'VNetLight', 'DenseNet3D', 'LateFusionDenseNet3D',
+        'EarlyFusionDenseNet3D', 'HyperDenseNet3D',
+    }  # fmt: skip
