@@ -111,11 +111,11 @@ def register_rigid(
     matrix, _, name = max(refined, key=lambda item: item[1])
     size, count, iterations = _LEVELS[2]
     comparison = _comparison(one, two, matrix[:3, :3], size, count)
-    matrix, similarity = _climb(comparison, matrix, one.centre, iterations)
+    matrix, _ = _climb(comparison, matrix, one.centre, iterations)
     shift, degrees, mean = rigid_displacement(matrix, one.points)
     measures = {
         'similarity_header': comparison(comparison.points)[0],
-        'similarity': similarity,
+        'similarity': comparison(_moved(comparison.points.T, matrix).T)[0],
         'dice': _overlap(one, two, matrix) if one.masked and two.masked else math.nan,
         'coverage': float(two.inside(one.points, matrix).mean()),
         'shift_mm': shift,
@@ -210,7 +210,7 @@ def _comparison(
 ) -> Comparison:
     """Prepare a level; `turn` is the rotation (3, 3) of the world found so far."""
     # Both images get the window of the other one and that of the level.
-    own = np.eye(3) * (size / 2) ** 2
+    own = np.eye(3) * (size / 4) ** 2
     data = blur(fixed.data, fixed.affine, own + turn.T @ moving.spread @ turn)
     points = fixed.around(count).T
     values = Sampler(*shrink(data, fixed.affine, size / 2))(points)[0]
@@ -224,7 +224,7 @@ def _comparison(
 def _climb(
     comparison: Comparison, matrix: np.ndarray, centre: np.ndarray, iterations: int
 ) -> tuple[np.ndarray, float]:
-    """Return the best map near the given one and its similarity."""
+    """Return the best map near the given one, and its similarity as a share of all points."""
     local = comparison.points - centre[:, None]
     start = matrix[:3, :3]
     place = start @ centre + matrix[:3, 3]
@@ -248,7 +248,11 @@ def _climb(
         cost, np.zeros(6), jac=True, method='L-BFGS-B',
         options={'maxiter': iterations, 'maxls': 12, 'ftol': 1e-6, 'gtol': 1e-3},
     )  # fmt: skip
-    return _about(turned(found.x[3:]), centre, place + found.x[:3]), 1 - float(found.fun) / _SCALE
+    out = _about(turned(found.x[3:]), centre, place + found.x[:3])
+    # Where the images hardly overlap, mutual information says little, however large it is: what
+    # counts between different places is the information of all points together.
+    seen = comparison.moving.inside(_moved(comparison.points.T, out).T).mean()
+    return out, float(seen) * -float(found.fun) / _SCALE
 
 
 def _about(rotation: np.ndarray, centre: np.ndarray, target: np.ndarray) -> np.ndarray:
