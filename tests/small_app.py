@@ -71,16 +71,18 @@ class App:
         description.write_text(json.dumps({'Name': 'heads', 'BIDSVersion': '1.8.0'}))
         return path
 
-    def start(self, *options, env=None, **settings):
+    def start(self, *options, env=None, before=(), **settings):
         """Start the app; without other wishes it writes nothing in template space.
 
-        ``env`` are further variables, ``settings`` those of ``subprocess.Popen``.
+        ``env`` are further variables, ``before`` is what comes before the command, ``settings``
+        are those of ``subprocess.Popen``.
         """
         if '--output-spaces' not in options:
             options = (*options, '--output-spaces', 'T1w')
         command = [
-            sys.executable, str(self.project_dir / 'run.py'), str(self.raw), str(self.out),
-            'participant', '-w', str(self.work), '--models-dir', str(self.folder / 'models'),
+            *before, sys.executable, str(self.project_dir / 'run.py'), str(self.raw),
+            str(self.out), 'participant', '-w', str(self.work),
+            '--models-dir', str(self.folder / 'models'),
             '--device', 'cpu', '--nprocs', '2', '--omp-nthreads', '1', '--skip-bids-validation',
             '--sloppy', *options,
         ]  # fmt: skip

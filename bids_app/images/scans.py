@@ -98,7 +98,7 @@ def _unpacks_to_less_than_a_header(path: Path) -> bool:
         return True
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Raise ImageError for whatever can be seen without reading the image."""
     if not path.exists():
         if path.is_symlink():
@@ -184,7 +184,7 @@ def open_image(path: Path) -> Any:
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
-    _check_file(path)
+    check_file(path)
     _check_claims(path)
     try:
         image = nib.load(path)

@@ -15,6 +15,8 @@ from bids_app import __version__
 from bids_app.bids.files import atomic_write_text, remove_leftovers
 from bids_app.bids.inputs import SessionRecord
 from bids_app.config import RunConfig, brief_command_line
+from bids_app.errors import ImageError
+from bids_app.images.scans import check_file
 from bids_app.interruption import Interrupted, Interruption
 from bids_app.progress import Progress, scan_of
 from bids_app.resume import (
@@ -250,8 +252,10 @@ def _run_batch(
         LOGGER.info('%s: %s (%s)', job.label, job.record.reference.path.name, job.reason)
         try:
             _begin(job, config)
-        except OSError as error:
-            job.end('failed', f'cannot write {error.filename}: {error.strerror}')
+        except (OSError, ImageError) as error:
+            own = isinstance(error, ImageError)
+            job.end('failed', str(error) if own else f'cannot write {error.filename}: '
+                    f'{error.strerror}')  # fmt: skip
             LOGGER.error('%s: failed: %s', job.label, job.reason)
             continue
         workflow = init_anat_wf(
@@ -301,7 +305,15 @@ def _run_batch(
 
 
 def _begin(job: Job, config: RunConfig) -> None:
-    """Make a session one that is not finished, and keep the configuration beside its results."""
+    """Make a session one that is not finished, and keep the configuration beside its results.
+
+    Raises
+    ------
+    OSError
+        If the output cannot be written.
+    ImageError
+        If an image of the session is not there, or is a pipe or a device.
+    """
     job.outputs.state_file.unlink(missing_ok=True)
     remove_leftovers(job.outputs.subject_dir)  # figures and state are there, too
     # Not the labels of all others: with thousands of them, copies would fill the disk.
@@ -310,6 +322,9 @@ def _begin(job: Job, config: RunConfig) -> None:
         command_line=brief_command_line(config.command_line),
     )  # fmt: skip
     atomic_write_text(job.log_dir / 'anatnet.toml', own.to_toml())
+    for path in job.input_files:
+        if not path.is_file():  # Nipype stops the whole batch for a file that is not there
+            check_file(path)
 
 
 def _finish(job: Job, config: RunConfig, models: ModelsInUse) -> None:
