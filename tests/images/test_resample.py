@@ -17,7 +17,12 @@ from bids_app.images.grids import (
     slab,
     voxel_sizes,
 )
-from bids_app.images.resample import axis_weights, resample_separable, resample_to
+from bids_app.images.resample import (
+    axis_weights,
+    resample_rigid,
+    resample_separable,
+    resample_to,
+)
 
 ORIENTATIONS = list(product(permutations(range(3)), product((1, -1), repeat=3)))
 
@@ -234,3 +239,67 @@ def test_cubic_upsampling_of_a_smooth_field():
     points = world_coordinates(shape, fine)[:, 20:-20, 20:-20, 20:-20]
     expected = np.cos(points[0] / 15) + np.sin(points[1] / 12 + points[2] / 20)
     np.testing.assert_allclose(up[20:-20, 20:-20, 20:-20], expected, atol=2e-3)
+
+
+class TestRigid:
+    """An image of known values, through a known map."""
+
+    shape, affine = (12, 14, 10), np.array([[2.0, 0, 0, -11], [0, 2, 0, -13], [0, 0, 3, -13.5],
+                                            [0, 0, 0, 1]])  # fmt: skip
+    matrix = np.array([[0.6, -0.8, 0, 1.5], [0.8, 0.6, 0, -2], [0, 0, 1, 0.5], [0, 0, 0, 1]])
+
+    def ramp(self, order):
+        """A grid in the middle of an image whose value is a linear function of its world."""
+        slope = np.array([0.5, -1.25, 2.0])
+        where = np.indices(self.shape).reshape(3, -1)
+        image = slope @ (self.affine[:3, :3] @ where + self.affine[:3, 3:])
+        grid = np.diag([1.0, 1.5, 1.0, 1.0])
+        grid[:3, 3] = [-3, -4.5, -3]
+        found = resample_rigid(
+            image.reshape(self.shape), self.affine, self.matrix, (6, 7, 8), grid, order=order
+        )
+        points = grid[:3, :3] @ np.indices((6, 7, 8)).reshape(3, -1) + grid[:3, 3:]
+        moved = self.matrix[:3, :3] @ points + self.matrix[:3, 3:]
+        return found, (slope @ moved).reshape(6, 7, 8)
+
+    def test_a_ramp_goes_where_the_map_says(self):
+        (data, covered), expected = self.ramp(1)
+        assert covered.all()
+        np.testing.assert_allclose(data, expected, atol=1e-4)
+
+    def test_cubic_splines_stay_in_the_range(self):
+        image = np.zeros(self.shape, np.float32)
+        image[4:8, 4:9, 3:7] = 100
+        grid = np.diag([0.7, 0.7, 0.7, 1.0])
+        grid[:3, 3] = -8
+        data, _ = resample_rigid(image, self.affine, self.matrix, (24, 24, 24), grid)
+        assert data.dtype == np.float32
+        assert data.min() == 0
+        assert data.max() == 100
+
+    def test_labels_keep_their_type_and_values(self):
+        labels = np.random.default_rng(0).integers(0, 5, self.shape).astype(np.uint8)
+        data, covered = resample_rigid(
+            labels, self.affine, self.matrix, self.shape, self.affine, order=0
+        )
+        assert data.dtype == np.uint8
+        assert set(np.unique(data)) <= set(range(5))
+        assert 0 < covered.sum() < covered.size
+
+    def test_the_same_voxels(self):
+        image = np.random.default_rng(1).normal(size=self.shape).astype(np.float32)
+        # The map and the affine cancel: both images have the same voxels.
+        data, covered = resample_rigid(
+            image, self.matrix @ self.affine, self.matrix, self.shape, self.affine, order=3
+        )
+        assert covered.all()
+        np.testing.assert_allclose(data, image, atol=1e-5)
+
+    def test_what_is_not_covered_is_zero(self):
+        image = np.full(self.shape, 7.0, np.float32)
+        shift = np.eye(4)
+        shift[0, 3] = 10.0  # five voxels
+        data, covered = resample_rigid(image, self.affine, shift, self.shape, self.affine, 1)
+        assert (data[covered] == 7).all()
+        assert (data[~covered] == 0).all()
+        assert covered[:, 0, 0].tolist() == [True] * 7 + [False] * 5
