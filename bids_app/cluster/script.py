@@ -209,10 +209,16 @@ def _work_lines(job: Job) -> list[str]:
     return [
         '# Intermediate files lie on the node and go with the task. A task that is queued again',
         '# keeps its number and finds what it has left there if it was killed.',
-        f'work="{scratch}/anatnet-$(id -u)-${{SLURM_JOB_ID:-$$}}"',
-        'mkdir -p -m 700 "$work" || exit 1',
+        f'mine="{scratch}/anatnet-$(id -u)-${{SLURM_CLUSTER_NAME:-local}}-"',
+        'work="$mine${SLURM_JOB_ID:-$$}"',
         'clean() { rm -rf -- "$work"; }',
         'trap clean EXIT',
+        'if jobs=$(squeue --noheader --user="$(id -u)" --format=%A 2>/dev/null); then',
+        '    for old in "$mine"*; do  # of tasks that were killed and will not come back',
+        '        grep -qx -- "${old#"$mine"}" <<< "$jobs" || rm -rf -- "$old"',
+        '    done',
+        'fi',
+        'mkdir -p -m 700 "$work" || exit 1',
     ]
 
 

@@ -257,12 +257,33 @@ def test_script_calls_the_app_with_its_batch_and_cleans_up(raw, tmp_path):
     assert first['logname']
     assert first['argv'] == [
         str(raw), str(tmp_path / 'out'), 'participant', '--nprocs', '3', '--work-dir',
-        f'{tmp_path}/scratch/anatnet-{os.getuid()}-77', '--mem', '8000M', '--batch', '5/7',
+        f'{tmp_path}/scratch/anatnet-{os.getuid()}-local-77', '--mem', '8000M', '--batch', '5/7',
         '--models-dir', "o'my dir",
     ]  # fmt: skip
     code, first, _, left = run_script(group, tmp_path, {})
     assert (code, left) == (0, [])
     assert first['argv'][:3] == [str(raw), str(tmp_path / 'out'), 'group']
+
+
+@pytest.mark.parametrize('answers', [True, False])
+def test_script_removes_what_killed_tasks_have_left(raw, tmp_path, answers):
+    assert slurm(raw, '--no-submit', '--array') == 0
+    scratch = tmp_path / 'scratch'
+    prefix = f'anatnet-{os.getuid()}'
+    names = {f'{prefix}-here-{number}' for number in (70, 71, 7)} | {f'{prefix}-there-70', 'other'}
+    for name in names:
+        (scratch / name).mkdir(parents=True)
+    program = tmp_path / 'squeue'
+    program.write_text(f'#!/bin/bash\nprintf "71\\n77\\n"; {"exit 0" if answers else "exit 1"}\n')
+    program.chmod(0o755)
+    environment = {
+        'SLURM_ARRAY_TASK_ID': '1', 'SLURM_CLUSTER_NAME': 'here',
+        'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+    }  # fmt: skip
+    code, _, _, left = run_script(scripts(tmp_path)[0], tmp_path, environment)
+    assert code == 0
+    gone = {f'{prefix}-here-70', f'{prefix}-here-7'} if answers else set()
+    assert {folder.name for folder in left} == names - gone
 
 
 @pytest.mark.parametrize(
