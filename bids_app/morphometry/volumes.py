@@ -9,7 +9,6 @@ fall on the voxel grid.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,17 +212,12 @@ def write_table(table: pd.DataFrame, path: Path | str) -> Path:
     -------
     Path
     """
-    path = Path(path)
+    from bids_app.bids.files import atomic_write_text
+
     shown = table.astype(object)
     for name in table.columns:
         shown[name] = [_cell(value, name) for value in table[name].tolist()]
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        shown.to_csv(temporary, sep='\t', index=False, lineterminator='\n', encoding='utf-8')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return atomic_write_text(Path(path), shown.to_csv(sep='\t', index=False, lineterminator='\n'))
 
 
 def _cell(value: Any, column: str) -> str:

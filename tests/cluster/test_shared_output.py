@@ -120,3 +120,38 @@ def test_lock_that_cannot_be_had_stops_nobody(tmp_path):
     (tmp_path / 'file').touch()
     with file_lock(tmp_path / 'file' / 'lock') as held:
         assert not held
+
+
+INDEXER = """
+import sys, time
+from pathlib import Path
+from bids_app.bids.layout import open_layout
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+(folder / f'ready{number}').touch()
+while len(list(folder.glob('ready*'))) < 3:
+    time.sleep(0.01)
+for turn in range(6):
+    if number == turn % 3:  # as if a scan had come
+        (folder / 'database' / 'anatnet' / 'files.json').unlink(missing_ok=True)
+    layout = open_layout(folder / 'raw', ['01'] if turn % 2 else None, folder / 'database')
+    names = {file.filename for file in layout.get(suffix='T1w', subject='01')}
+    assert names == {'sub-01_T1w.nii.gz', 'sub-01_run-2_T1w.nii.gz'}, names
+"""
+
+
+def test_index_on_disk_may_be_made_by_several_processes_at_once(make_bids, project_dir):
+    names = [f'sub-{n:02d}/anat/sub-{n:02d}{run}_T1w.nii.gz' for n in range(1, 9) for run in
+             ('', '_run-2')]  # fmt: skip
+    raw = make_bids(names)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', INDEXER, str(raw.parent), str(number)],
+            env={**os.environ, 'PYTHONPATH': str(project_dir)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], errors
+    assert not list((raw.parent / 'database' / 'anatnet').glob('.new-*'))
