@@ -87,7 +87,8 @@ def build_parser(*, positionals_needed: bool = True, prog: str = 'anatnet') -> P
     """
     parser = Parser(
         prog=prog,
-        usage='%(prog)s bids_dir output_dir {participant,group} [options]',
+        usage='%(prog)s bids_dir output_dir {participant,group} [options]\n'
+        '       %(prog)s slurm bids_dir output_dir [options]   (see %(prog)s slurm --help)',
         description='Segment structural brain MRI and measure it: brain mask, tissues, 25 '
         'structures, their volumes, and maps in template space for voxel-based morphometry, with '
         'a report per session.',
@@ -427,5 +428,7 @@ def _memory(unit: float) -> Callable[[str], float]:
 
 def _device(text: str) -> str:
     if not re.fullmatch(DEVICE_PATTERN, text):
-        raise argparse.ArgumentTypeError(f'"{text}" is not one of auto, cpu, cuda, cuda:N and cuda:0,cuda:1')
+        raise argparse.ArgumentTypeError(
+            f'"{text}" is not one of auto, cpu, cuda, cuda:N and cuda:0,cuda:1'
+        )
     return text

@@ -7,7 +7,7 @@ import json
 import time
 
 import pytest
-from small_app import App, head, nifti, pack, wait_for
+from small_app import App, head, nifti, pack
 
 TWO_GPUS = {'ANATNET_TEST_GPUS': '2'}
 
@@ -21,19 +21,22 @@ def app(tmp_path, project_dir):
 
 
 def test_two_scans_use_two_gpus_at_a_time(app):
-    pid_file = app.hold('mask')
-    process = app.start('--device', 'cuda:0,cuda:1', '--modules', 'mask', env=TWO_GPUS)
-    workers, deadline = set(), time.monotonic() + 60
-    while len(workers) < 2 and time.monotonic() < deadline:
-        workers.add(wait_for(pid_file))
+    app.hold('mask')
+    less = {'ANATNET_TEST_FALLBACK': 'cpu, tiles of 96 voxels'}
+    options = ('--device', 'cuda:0,cuda:1', '--modules', 'mask')
+    process = app.start(*options, env={**TWO_GPUS, **less})
+    deadline = time.monotonic() + 60
+    while len(waiting := list(app.hold_dir.glob('mask-*'))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     app.release('mask')
     code, text = app.finish(process)
     assert code == 0, text
-    assert len(workers) == 2
+    assert len(waiting) == 2
     assert 'Device: cuda:0 (asked for: GPU 0), cuda:1 (asked for: GPU 1)' in text
-    sidecars = app.out.rglob('*_desc-brain_mask.json')
-    assert {json.loads(file.read_text())['Device'] for file in sidecars} == {'cuda:0', 'cuda:1'}
+    sidecars = [json.loads(f.read_text()) for f in app.out.rglob('*_desc-brain_mask.json')]
+    assert {sidecar['Device'] for sidecar in sidecars} == {'cuda:0', 'cuda:1'}
+    assert [sidecar['Fallback'] for sidecar in sidecars] == ['cpu, tiles of 96 voxels'] * 2
+    assert 'sub-02: memory ran out in step mask: done on cpu, tiles of 96 voxels' in text
     (summary,) = app.out.glob('logs/*/summary.json')
     throughput = json.loads(summary.read_text())['throughput']
     assert throughput['sessions'] == throughput['subjects'] == 2

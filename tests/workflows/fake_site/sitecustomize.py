@@ -5,7 +5,8 @@ Python imports this module when it starts if its folder is on ``PYTHONPATH``. Th
 bright ball and calls its shells CSF, grey and white matter. The registration only brings the
 centre of the ball to that of the template. ``ANATNET_TEST_HOLD`` names a folder: as long as it
 holds a file ``<step>.hold``, that step waits there, and says so by writing its process id to
-``<step>.pid``. ``ANATNET_TEST_GPUS`` is how many GPUs torch pretends to have when it is asked.
+``<step>.pid``. ``ANATNET_TEST_GPUS`` is how many GPUs torch pretends to have when it is asked,
+``ANATNET_TEST_FALLBACK`` what the first network step says it fell back to.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def _hold(step):
     if not folder or not (Path(folder) / f'{step}.hold').exists():
         return
     (Path(folder) / f'{step}.pid').write_text(str(os.getpid()))
+    (Path(folder) / f'{step}-{os.getpid()}.waiting').touch()
     while (Path(folder) / f'{step}.hold').exists():
         time.sleep(0.05)
 
@@ -59,7 +61,7 @@ def locate_brain(in_file, out_dir, *, model, device, precision, threads, low_mem
         'mask_file': _save(mask.astype(np.uint8), affine, out_dir / 'mask.nii'),
         'device': device,
         'precision': 'float32',
-        'fallback': None,
+        'fallback': os.environ.get('ANATNET_TEST_FALLBACK'),
         'confidence': 0.9,
         'brain_mm3': float(mask.sum()),
         'orientation_suspect': None,
