@@ -6,9 +6,9 @@ coarse to fine with its exact derivative. The start is where the headers say, an
 head moved or a header is wrong, the centres of the brains on each other, both with a few turns,
 by right angles as well.
 
-Thick slices: a voxel of a FLAIR of 5 mm slices is a mean over 5 mm. Each image is blurred with
-the voxel of the other one (Gaussians of the same second moments, oblique where they are), so that
-both show the head through the same window.
+Thick slices keep their own voxels: averaging stops where a voxel is as large as the resolution of
+a level, and the moving image is sampled at points, not at voxels of the fixed one. Blurring each
+image with the voxel of the other as well has been tried and did not change the result.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ import time
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 from bids_app.errors import ImageError
+from bids_app.images.grids import voxel_sizes
 from bids_app.images.masks import dilate_mm, otsu_threshold
 from bids_app.registration.affine import right_angle_rotations
 from bids_app.registration.similarity import (
     Comparison,
     Sampler,
     bin_position,
-    blur,
     intensity_range,
-    point_spread,
     shrink,
 )
 
@@ -104,13 +103,14 @@ def register_rigid(
     two = _Image('the moving image', moving, moving_affine, moving_mask)
     found = _search(one, two)
     size, count, iterations = _LEVELS[1]
-    refined = []
-    for _, name, matrix in found[:_KEPT]:
-        comparison = _comparison(one, two, matrix[:3, :3], size, count)
-        refined.append((*_climb(comparison, matrix, one.centre, iterations), name))
+    comparison = _comparison(one, two, size, count)
+    refined = [
+        (*_climb(comparison, matrix, one.centre, iterations), name)
+        for _, name, matrix in found[:_KEPT]
+    ]
     matrix, _, name = max(refined, key=lambda item: item[1])
     size, count, iterations = _LEVELS[2]
-    comparison = _comparison(one, two, matrix[:3, :3], size, count)
+    comparison = _comparison(one, two, size, count)
     matrix, _ = _climb(comparison, matrix, one.centre, iterations)
     shift, degrees, mean = rigid_displacement(matrix, one.points)
     measures = {
@@ -167,7 +167,6 @@ class _Image:
             raise ImageError(
                 f'{name} has a single voxel along an axis: leave it out with --bids-filter-file'
             )
-        self.spread = point_spread(affine)
         self.data, self.affine = shrink(data, affine, _LEVELS[-1][0] / 2)
         self.masked = mask is not None
         if mask is not None:
@@ -188,6 +187,11 @@ class _Image:
     def _world(self, where: np.ndarray) -> np.ndarray:
         return _moved(where, self.grid)
 
+    def sampler(self, size: float) -> Sampler:
+        """Return the image at a resolution in mm."""
+        data, affine = shrink(self.data, self.affine, size / 2)
+        return Sampler(gaussian_filter(data, size / 4 / voxel_sizes(affine)), affine)
+
     def around(self, count: int) -> np.ndarray:
         """Draw points (n, 3) in and around the brain, world mm; the same ones every time."""
         rng = np.random.default_rng(0)
@@ -205,18 +209,12 @@ class _Image:
         return ((place >= -0.5) & (place <= limits)).all(axis=0)
 
 
-def _comparison(
-    fixed: _Image, moving: _Image, turn: np.ndarray, size: float, count: int
-) -> Comparison:
-    """Prepare a level; `turn` is the rotation (3, 3) of the world found so far."""
-    # Both images get the window of the other one and that of the level.
-    own = np.eye(3) * (size / 4) ** 2
-    data = blur(fixed.data, fixed.affine, own + turn.T @ moving.spread @ turn)
+def _comparison(fixed: _Image, moving: _Image, size: float, count: int) -> Comparison:
+    """Prepare a level of some resolution (mm) and number of points."""
     points = fixed.around(count).T
-    values = Sampler(*shrink(data, fixed.affine, size / 2))(points)[0]
+    values = fixed.sampler(size)(points)[0]
     bins = np.rint(bin_position(values, *intensity_range(values))).astype(np.intp)
-    data = blur(moving.data, moving.affine, own + turn @ fixed.spread @ turn.T)
-    sampler = Sampler(*shrink(data, moving.affine, size / 2))
+    sampler = moving.sampler(size)
     values, _, inside = sampler(moving.around(count).T)
     return Comparison(points, bins, sampler, intensity_range(values[inside]))
 
@@ -269,7 +267,7 @@ _Found = tuple[float, str, np.ndarray]
 def _search(fixed: _Image, moving: _Image) -> list[_Found]:
     """Climb from every start at the coarsest level; best first, no two alike."""
     size, count, iterations = _LEVELS[0]
-    comparison = _comparison(fixed, moving, np.eye(3), size, count)
+    comparison = _comparison(fixed, moving, size, count)
 
     def climbed(name: str, rotation: np.ndarray, target: np.ndarray) -> _Found:
         start = _about(rotation, fixed.centre, target)

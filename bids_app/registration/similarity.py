@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import fft
 from scipy.ndimage import gaussian_filter1d
 
 from bids_app.images.grids import voxel_sizes
@@ -20,7 +19,6 @@ BINS = 38
 _WINDOW = 1.0  # standard deviation of the smoothing of the joint histogram, in bins
 _RIM = 3  # empty bins at both ends, so that the smoothing keeps the sum
 _SPAN = BINS - 1 - 2 * _RIM
-_BLUR_REACH = 3.0  # standard deviations of padding around an image that is blurred
 
 
 def shrink(data: np.ndarray, affine: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
@@ -53,47 +51,6 @@ def shrink(data: np.ndarray, affine: np.ndarray, size: float) -> tuple[np.ndarra
     affine[:3, 3] += affine[:3, :3] @ ((factors - 1) / 2)
     affine[:3, :3] *= factors
     return data, affine
-
-
-def blur(data: np.ndarray, affine: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Convolve an image with a Gaussian of any covariance, oblique to its axes or not.
-
-    Parameters
-    ----------
-    data : ndarray, shape (x, y, z)
-    affine : ndarray, shape (4, 4)
-        Voxel-to-world matrix in mm.
-    covariance : ndarray, shape (3, 3)
-        Of the Gaussian, mm^2 along the axes of the world.
-
-    Returns
-    -------
-    ndarray of float32, shape (x, y, z)
-        Beyond its border the image is taken to go on with the values there.
-    """
-    inverse = np.linalg.inv(affine[:3, :3])
-    covariance = inverse @ covariance @ inverse.T  # in voxels
-    reach = np.ceil(_BLUR_REACH * np.sqrt(np.diag(covariance))).astype(int)
-    shape = [
-        fft.next_fast_len(n + 2 * int(r), real=True)
-        for n, r in zip(data.shape, reach, strict=True)
-    ]
-    pad = [
-        (int(r), total - n - int(r)) for n, r, total in zip(data.shape, reach, shape, strict=True)
-    ]
-    spectrum = fft.rfftn(np.pad(data.astype(np.float32, copy=False), pad, mode='edge'))
-    waves = [fft.fftfreq(shape[0]), fft.fftfreq(shape[1]), fft.rfftfreq(shape[2])]
-    k = np.meshgrid(*(w.astype(np.float32) for w in waves), indexing='ij', sparse=True)
-    exponent = sum(np.float32(covariance[a, b]) * k[a] * k[b] for a in range(3) for b in range(3))
-    spectrum *= np.exp(np.float32(-2 * np.pi**2) * exponent)
-    out = fft.irfftn(spectrum, s=shape)
-    return out[tuple(slice(low, low + n) for (low, _), n in zip(pad, data.shape, strict=True))]
-
-
-def point_spread(affine: np.ndarray) -> np.ndarray:
-    """Return the second moments of a voxel, mm^2 along the axes of the world, shape (3, 3)."""
-    axes = np.asarray(affine, dtype=float)[:3, :3]
-    return axes @ axes.T / 12
 
 
 class Sampler:

@@ -14,9 +14,7 @@ from bids_app.registration.similarity import (
     BINS,
     Comparison,
     Sampler,
-    blur,
     normalised_mutual_information,
-    point_spread,
     shrink,
 )
 
@@ -211,24 +209,6 @@ def test_sampling_of_a_ramp():
     assert not Sampler(image, affine)(points + 100)[2].any()
 
 
-def test_blur_has_the_second_moments_asked_for():
-    """A point becomes a Gaussian of the wanted covariance in the world, oblique to the grid."""
-    affine = grid_about([0, 0, 0], Rotation.from_rotvec([0.4, 0.3, -0.2]).as_matrix(),
-                        (1.0, 1.0, 2.0), (41, 43, 31))  # fmt: skip
-    image = np.zeros((41, 43, 31), np.float32)
-    image[20, 21, 15] = 1
-    wanted = np.array([[9.0, 2.0, -1.0], [2.0, 6.0, 1.5], [-1.0, 1.5, 12.0]])
-    found = blur(image, affine, wanted)
-    assert found.sum() == pytest.approx(1, abs=1e-3)
-    points = affine[:3, :3] @ np.indices(image.shape).reshape(3, -1) + affine[:3, 3:]
-    np.testing.assert_allclose((points * found.ravel()) @ points.T, wanted, atol=0.15)
-
-
-def test_blur_goes_on_at_the_border():
-    image = np.full((6, 7, 5), 3.0, np.float32)
-    np.testing.assert_allclose(blur(image, np.eye(4), 9 * np.eye(3)), 3, atol=1e-4)
-
-
 def test_shrinking_keeps_the_place():
     """Blocks are as long as fits; their centres lie where the affine says."""
     affine = grid_about([3, 2, 1], np.eye(3), (0.7, 1.0, 5.0), (31, 30, 8))
@@ -238,4 +218,3 @@ def test_shrinking_keeps_the_place():
     assert small.shape == (11, 15, 8)  # three voxels, two voxels, and slices that are longer
     along = grid[0, 0] * np.arange(11) + grid[0, 3]
     np.testing.assert_allclose(small[:10, 4, 4], along[:10], atol=1e-4)
-    np.testing.assert_allclose(point_spread(affine), np.diag([0.49, 1, 25]) / 12, atol=1e-9)
