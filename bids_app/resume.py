@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bids_app.bids.spaces import atlas_parts, output_spaces
 from bids_app.config import RunConfig
@@ -249,25 +249,39 @@ def session_lock(path: Path) -> Iterator[bool]:
     """Hold the lock of a session's work folder; yields False if another process has it.
 
     The lock belongs to the process: the operating system lifts it when the process ends, however
-    it ends. Where the file system cannot lock, the answer is True.
+    it ends. Its file is removed with it, so that thousands of sessions leave none. Where the file
+    system cannot lock, the answer is True.
     """
     import fcntl
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open('w')
-    except OSError:
-        yield True
-        return
-    with stream:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                stream = stack.enter_context(path.open('w'))
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_open_file(path, stream):
+                    break
+                stream.close()  # who had it has removed it meanwhile: another may make it anew
         except BlockingIOError:
             yield False
             return
         except OSError:
-            pass
-        yield True
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_open_file(path: Path, stream: IO[str]) -> bool:
+    """Tell whether a path still leads to the file that was opened there."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _known_sha256(path: Path) -> str | None:

@@ -251,3 +251,23 @@ def test_lock_is_held_against_other_processes_and_released(tmp_path):
         assert free
         assert other() == 'False'
     assert other() == 'True'
+    assert not lock.exists()
+
+
+def test_lock_that_is_removed_is_never_held_twice(tmp_path):
+    code = (
+        'import os, sys; from pathlib import Path; from bids_app.resume import session_lock\n'
+        'lock, inside, got = Path(sys.argv[1]), sys.argv[2], 0\n'
+        'while got < 200:\n'
+        '    with session_lock(lock) as free:\n'
+        '        if free:\n'
+        '            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))\n'
+        '            os.unlink(inside)\n'
+        '            got += 1\n'
+    )
+    command = [sys.executable, '-c', code, str(tmp_path / '.a.lock'), str(tmp_path / 'inside')]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    for process in processes:
+        _, text = process.communicate()
+        assert process.returncode == 0, text.decode()
+    assert list(tmp_path.iterdir()) == []
