@@ -289,12 +289,15 @@ def _search(fixed: _Image, moving: _Image) -> list[_Found]:
     # A header without orientation may be off by right angles.
     turns = sorted(right_angle_rotations(), key=unclimbed)[-_RIGHT_ANGLES:]
     found += [climbed('centres, right angles', turn, moving.centre) for turn in turns]
-    found.sort(key=lambda item: -item[0])
     different: list[_Found] = []
-    for item in found:
+    for item in sorted(found, key=lambda item: -item[0]):
         if all(_distance(item[2], other[2], fixed) > size / 4 for other in different):
             different.append(item)
-    return different
+    return [
+        # Of all starts that led there the plainest one gives its name.
+        (value, next(n for _, n, m in found if _distance(m, matrix, fixed) <= size / 4), matrix)
+        for value, _, matrix in different
+    ]
 
 
 def _distance(first: np.ndarray, second: np.ndarray, fixed: _Image) -> float:

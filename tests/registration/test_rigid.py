@@ -104,10 +104,11 @@ def test_thick_oblique_slices_of_a_moved_head(scene, masked):
 def test_the_same_again(scene):
     fixed, mask, scan = scene
     moving, affine, _ = scan(np.eye(4))
-    first, _ = register_rigid(fixed, AFFINE, moving, affine, fixed_mask=mask)
+    first, measures = register_rigid(fixed, AFFINE, moving, affine, fixed_mask=mask)
     second, _ = register_rigid(fixed, AFFINE, moving, affine, fixed_mask=mask)
     np.testing.assert_array_equal(first, second)
     assert errors(first, np.eye(4))[0] < 0.5
+    assert measures['start'] == 'header'
 
 
 def test_a_header_that_is_far_off(scene):
