@@ -109,12 +109,16 @@ WITH_FILE = {
     '--nipype-plugin-file',
     '--config-file',
 }
+WITH_ANOTHER = {'--correct-lesions'}
 LATER = {'--resource-monitor', '--write-graph', '--lesion-mask'}
 
 
 @pytest.mark.parametrize(
     'option',
-    [o for o in long_options() if o not in {'--help', '--version'} | LATER | WITH_FILE | GROUP],
+    [
+        option for option in long_options()
+        if option not in {'--help', '--version'} | LATER | WITH_FILE | WITH_ANOTHER | GROUP
+    ],
 )
 def test_both_spellings_mean_the_same(raw, option):
     value = [VALUES[option]] if option in VALUES else []

@@ -15,6 +15,7 @@ FULL = RunConfig(
     Path('/out'),
     participant_label=('01', '02'),
     session_label=('a',),
+    batch='2/5',
     bids_filters={'t1w': {'acquisition': None, 'run': 1, 'part': ['mag', None]}},
     bids_database_dir=Path('/db'),
     derivatives={'masks': Path('/masks')},
