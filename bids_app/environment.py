@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -45,11 +47,7 @@ def prepare_environment() -> None:
         ) from None
     home = Path(os.environ.get('HOME') or os.path.expanduser('~'))
     if not _is_writable(home):
-        stand_in = Path(tempfile.gettempdir()) / f'anatnet-home-{_uid()}'
-        stand_in.mkdir(mode=0o700, exist_ok=True)
-        if not _is_writable(stand_in):  # somebody else's
-            stand_in = Path(tempfile.mkdtemp(prefix='anatnet-home-'))
-        os.environ['HOME'] = str(stand_in)
+        os.environ['HOME'] = str(_own_temporary_folder('anatnet-home'))
         for name in ('XDG_CACHE_HOME', 'XDG_CONFIG_HOME'):
             os.environ.pop(name, None)
     config = os.environ.get('MPLCONFIGDIR')
@@ -68,7 +66,23 @@ def default_work_dir(bids_dir: Path) -> Path:
     here = Path.cwd()
     if _is_writable(here) and not here.is_relative_to(bids_dir):
         return here / 'work'
-    return Path(tempfile.gettempdir()) / f'anatnet-work-{_uid()}'
+    return _own_temporary_folder('anatnet-work')
+
+
+def _own_temporary_folder(name: str) -> Path:
+    """Make a folder of this user, the same in every call unless somebody else has taken its place.
+
+    What lies in it is trusted: Nipype unpickles the results of steps. In a temporary folder that
+    all users share, another one could have put it there.
+    """
+    folder = Path(tempfile.gettempdir()) / f'{name}-{_uid()}'
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == _uid() and not status.st_mode & 0o022
+    if mine and _is_writable(folder):
+        return folder
+    return Path(tempfile.mkdtemp(prefix=f'{name}-'))
 
 
 def default_nprocs() -> int:

@@ -90,5 +90,28 @@ def test_work_folder_is_never_in_the_data_set(monkeypatch, tmp_path):
     assert not environment.default_work_dir(raw).is_relative_to(raw)
 
 
+def test_folders_that_others_could_fill_are_not_used(monkeypatch, tmp_path):
+    raw = tmp_path / 'raw'
+    raw.mkdir()
+    monkeypatch.chdir(raw)
+    monkeypatch.setattr(environment.tempfile, 'tempdir', str(tmp_path))
+    ours = tmp_path / f'anatnet-work-{os.getuid()}'
+    assert environment.default_work_dir(raw) == ours
+    assert ours.stat().st_mode & 0o777 == 0o700
+    assert environment.default_work_dir(raw) == ours
+    ours.chmod(0o777)
+    assert environment.default_work_dir(raw) != ours
+    ours.rmdir()
+    ours.symlink_to(raw)
+    found = environment.default_work_dir(raw)
+    assert found.parent == tmp_path
+    assert found != ours
+    ours.unlink()
+    ours.mkdir()
+    monkeypatch.setattr(environment, '_uid', lambda: os.getuid() + 1)
+    (tmp_path / f'anatnet-work-{os.getuid() + 1}').mkdir()
+    assert environment.default_work_dir(raw).name != f'anatnet-work-{os.getuid() + 1}'
+
+
 def test_at_least_one_core():
     assert 1 <= environment.default_nprocs() <= (os.cpu_count() or 1)
