@@ -228,7 +228,15 @@ def _starter(job: Job) -> list[str]:
         return [f'anatnet=({shlex.join(job.command)})']
     binds = ' '.join(f'--bind {shlex.quote(bind)}' for bind in job.binds)
     gpu = '--nv ' if _has_gpu(job.gres) else ''
+    visible = [
+        '# --cleanenv would hide which GPUs the task was given.',
+        'if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then',
+        '    export APPTAINERENV_CUDA_VISIBLE_DEVICES="$CUDA_VISIBLE_DEVICES"',
+        '    export SINGULARITYENV_CUDA_VISIBLE_DEVICES="$CUDA_VISIBLE_DEVICES"',
+        'fi',
+    ]
     return [
+        *(visible if gpu else []),
         'runtime=$(command -v apptainer || command -v singularity) || {',
         '    echo "no apptainer or singularity on the PATH of $(hostname)" >&2; exit 127; }',
         f'anatnet=("$runtime" run --cleanenv {gpu}{binds} --bind "$work"',

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,6 +264,50 @@ def test_script_calls_the_app_with_its_batch_and_cleans_up(raw, tmp_path):
     code, first, _, left = run_script(group, tmp_path, {})
     assert (code, left) == (0, [])
     assert first['argv'][:3] == [str(raw), str(tmp_path / 'out'), 'group']
+
+
+@pytest.mark.parametrize('runtime', ['apptainer', 'singularity', None])
+def test_script_runs_the_container(raw, tmp_path, runtime):
+    image = tmp_path / 'my image.sif'
+    image.touch()
+    options = ('--container', str(image), '--gres', 'gpu:1', '--atlas', f'{raw}/a.nii')
+    assert slurm(raw, '--no-submit', '--array', *options) == 0
+    folder = tmp_path / 'programs'
+    folder.mkdir()
+    for name in ('bash', 'id', 'rm', 'mkdir', 'hostname'):  # nothing else is on the PATH
+        (folder / name).symlink_to(shutil.which(name))
+    if runtime:
+        see = f'echo "${{{runtime.upper()}ENV_CUDA_VISIBLE_DEVICES}}"'
+        (folder / runtime).write_text(f'#!/bin/bash\nprintf "%s\\n" "$@"\n{see}\n')
+        (folder / runtime).chmod(0o755)
+    file = tmp_path / 'script'
+    file.write_text(scripts(tmp_path)[0])
+    scratch = tmp_path / 'scratch'
+    scratch.mkdir()
+    done = subprocess.run(
+        [shutil.which('bash'), str(file)],
+        env={'PATH': str(folder), 'TMPDIR': str(scratch), 'SLURM_JOB_ID': '9',
+             'SLURM_ARRAY_TASK_ID': '2', 'CUDA_VISIBLE_DEVICES': '2,3'},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert list(scratch.iterdir()) == []
+    if runtime is None:
+        assert done.returncode == 127
+        assert 'no apptainer or singularity' in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    *words, visible = done.stdout.splitlines()
+    assert visible == '2,3'
+    work = f'{scratch}/anatnet-{os.getuid()}-local-9'
+    assert words[:3] == ['run', '--cleanenv', '--nv']
+    binds = [second for first, second in zip(words, words[1:], strict=False) if first == '--bind']
+    assert binds == [
+        f'{raw}:{raw}:ro', f'{tmp_path}/out:{tmp_path}/out', f'{tmp_path}:{tmp_path}', work,
+    ]  # fmt: skip
+    assert words[words.index(str(image)) :] == [
+        str(image), str(raw), f'{tmp_path}/out', 'participant', '--nprocs', '4', '--work-dir',
+        work, '--batch', '2/7', '--atlas', f'{raw}/a.nii', '--device', 'cuda',
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize('answers', [True, False])
