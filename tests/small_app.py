@@ -52,6 +52,7 @@ class App:
         self.folder = folder
         self.project_dir = project_dir
         self.raw, self.out, self.work = folder / 'raw', folder / 'out', folder / 'work'
+        self.work_option = ('-w', str(self.work))
         self.hold_dir = folder / 'hold'
         self.hold_dir.mkdir()
         for name in ('brain', 'symnet'):
@@ -81,7 +82,7 @@ class App:
             options = (*options, '--output-spaces', 'T1w')
         command = [
             *before, sys.executable, str(self.project_dir / 'run.py'), str(self.raw),
-            str(self.out), 'participant', '-w', str(self.work),
+            str(self.out), 'participant', *self.work_option,
             '--models-dir', str(self.folder / 'models'),
             '--device', 'cpu', '--nprocs', '2', '--omp-nthreads', '1', '--skip-bids-validation',
             '--sloppy', *options,

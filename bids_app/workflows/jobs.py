@@ -40,13 +40,13 @@ class ModelInUse:
         Raises
         ------
         ModelError
-            If it is not there or broken.
+            If it is not there, or its weights are not those of its card.
         """
-        from bids_app.inference.models import find_model, load_card, model_checksum
+        from bids_app.inference.models import check_weights, find_model, load_card
 
         folder = find_model(name, models_dir)
         card = load_card(folder)
-        return cls(folder, card.name, card.version, model_checksum(folder), card.licence)
+        return cls(folder, card.name, card.version, check_weights(folder, card), card.licence)
 
     @property
     def info(self) -> dict[str, str]:
