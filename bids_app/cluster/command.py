@@ -317,9 +317,9 @@ def _binds(
     for path in seen:
         if set(path) & {':', ','}:
             raise UsageError(f'a container cannot be given the path {path}: it holds : or ,')
-    return tuple(
-        [f'{path}:{path}{rights}' for path, rights in seen.items()] + [str(one) for one in more]
-    )
+    # A folder that is mounted later hides what was mounted below it before.
+    ordered = sorted(seen.items(), key=lambda item: len(Path(item[0]).parts))
+    return (*(f'{path}:{path}{rights}' for path, rights in ordered), *more)
 
 
 def _submit(script: Path, *options: str) -> str:

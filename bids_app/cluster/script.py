@@ -174,9 +174,9 @@ def _script(
     call = ['"${anatnet[@]}"', shlex.quote(str(job.bids_dir)), shlex.quote(str(job.output_dir))]
     call += [*words[:1], *resources, *words[1:]]
     if not stopping:
-        return '\n'.join([*lines, ' '.join(call), ''])
+        return '\n'.join([*lines, _broken(call), ''])
     lines += [
-        f'{" ".join(call)} &',
+        f'{_broken(call)} &',
         'child=$!',
         '',
         f'# USR1: the time limit is {job.grace} s away; the task goes on later, where it stopped.',
@@ -226,8 +226,8 @@ def _starter(job: Job) -> list[str]:
     """Define the array ``anatnet``: what starts AnatNet."""
     if job.container is None:
         return [f'anatnet=({shlex.join(job.command)})']
-    binds = ' '.join(f'--bind {shlex.quote(bind)}' for bind in job.binds)
-    gpu = '--nv ' if _has_gpu(job.gres) else ''
+    binds = [f'    --bind {shlex.quote(bind)}' for bind in job.binds]
+    gpu = ' --nv' if _has_gpu(job.gres) else ''
     visible = [
         '# --cleanenv would hide which GPUs the task was given.',
         'if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then',
@@ -239,9 +239,16 @@ def _starter(job: Job) -> list[str]:
         *(visible if gpu else []),
         'runtime=$(command -v apptainer || command -v singularity) || {',
         '    echo "no apptainer or singularity on the PATH of $(hostname)" >&2; exit 127; }',
-        f'anatnet=("$runtime" run --cleanenv {gpu}{binds} --bind "$work"',
+        f'anatnet=("$runtime" run --cleanenv{gpu}',
+        *binds,
+        '    --bind "$work"',
         f'    {shlex.quote(str(job.container))})',
     ]
+
+
+def _broken(words: Sequence[str]) -> str:
+    """Put every option of a command on a line of its own."""
+    return ' '.join(f'\\\n    {word}' if word.startswith('--') else word for word in words)
 
 
 def _has_gpu(gres: str | None) -> bool:

@@ -114,7 +114,9 @@ def test_options_of_anatnet_pass_through_and_are_checked_before(raw, tmp_path, c
     options = ('--smooth-fwhm', '8', '--modules', 'mask', 'tissue', '--bids-database-dir', 'a b')
     assert slurm(raw, '--no-submit', '--array', *options) == 0
     text, group = scripts(tmp_path)
-    assert "--smooth-fwhm 8 --modules mask tissue --bids-database-dir 'a b'" in text
+    assert (
+        "--smooth-fwhm 8 \\\n    --modules mask tissue \\\n    --bids-database-dir 'a b'" in text
+    )
     assert '--smooth-fwhm' not in group
     capsys.readouterr()
     assert slurm(raw, '--array', '--smooth-fwhm', 'wide') == 2
@@ -302,7 +304,7 @@ def test_script_runs_the_container(raw, tmp_path, runtime):
     assert words[:3] == ['run', '--cleanenv', '--nv']
     binds = [second for first, second in zip(words, words[1:], strict=False) if first == '--bind']
     assert binds == [
-        f'{raw}:{raw}:ro', f'{tmp_path}/out:{tmp_path}/out', f'{tmp_path}:{tmp_path}', work,
+        f'{tmp_path}:{tmp_path}', f'{raw}:{raw}:ro', f'{tmp_path}/out:{tmp_path}/out', work,
     ]  # fmt: skip
     assert words[words.index(str(image)) :] == [
         str(image), str(raw), f'{tmp_path}/out', 'participant', '--nprocs', '4', '--work-dir',
