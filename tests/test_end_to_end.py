@@ -567,3 +567,74 @@ def test_maps_are_done_again_only_if_something_changed(template_space):
     assert code == 0, text
     assert 'input changed: ' in text
     assert '1 processed' in text
+
+
+@pytest.fixture(scope='module')
+def with_tissue_model(tmp_path_factory, project_dir):
+    """Run a session with T1w and FLAIR with a tissue model whose weights are random."""
+    import torch
+    from safetensors.torch import save_file
+
+    from bids_app.networks import build_network
+
+    app = App(tmp_path_factory.mktemp('tissue'), project_dir)
+    t1w, flair = (lopsided(head(seed)) for seed in (0, 1))
+    app.add('01', pack(nifti(t1w).to_bytes()))
+    inverted = np.where(flair > 100, 480 - flair, flair).astype(np.float32)
+    app.add('01', pack(nifti(inverted).to_bytes()), 'FLAIR')
+    folder = app.folder / 'models' / 'tissue-three'
+    folder.mkdir()
+    stage = {
+        'network': 'ContextUNet3D',
+        'arguments': {'in_channels': 3, 'out_channels': 5, 'base': 2},
+        'shape': [32, 32, 32],
+        'spacing': 1.0,
+    }
+    torch.manual_seed(0)
+    network = build_network(stage['network'], stage['arguments'])
+    weights = {f'tissue.{name}': value for name, value in network.state_dict().items()}
+    save_file(weights, folder / 'weights.safetensors')
+    card = {
+        'name': 'tissue-three', 'version': '1.0.0', 'description': 'random', 'licence': 'x',
+        'sha256': hashlib.sha256((folder / 'weights.safetensors').read_bytes()).hexdigest(),
+        'task': 'tissue', 'contrasts': ['T1w', 'T2w', 'FLAIR'], 'missing_contrasts': True,
+        'classes': ['background', 'csf', 'gm', 'wm', 'lesion'], 'stages': {'tissue': stage},
+    }  # fmt: skip
+    (folder / 'card.json').write_text(json.dumps(card))
+    code, text = app.run('--tissue-model', 'auto', '--correct-lesions')
+    return app, code, text
+
+
+def test_tissue_model_makes_the_maps_and_is_named(with_tissue_model):
+    app, code, text = with_tissue_model
+    assert code == 0, text
+    assert 'sub-01: tissue model tissue-three, T1w, FLAIR' in text
+    anat = app.out / 'sub-01' / 'anat'
+    fields = json.loads((anat / 'sub-01_label-GM_probseg.json').read_text())
+    assert fields['Model']['Name'] == 'tissue-three'
+    assert fields['Contrasts'] == ['T1w', 'FLAIR']
+    assert fields['LesionsCorrected'] is True
+    mask = nib.load(anat / 'sub-01_desc-brain_mask.nii.gz').get_fdata() > 0
+    maps = [nib.load(anat / f'sub-01_label-{name}_probseg.nii.gz').get_fdata()
+            for name in ('GM', 'WM', 'CSF')]  # fmt: skip
+    assert sum(maps)[mask].min() > 0.5
+    assert sum(maps)[mask].max() < 1 + 1e-5
+    for name in ('label-WMH_probseg.nii.gz', 'desc-wmh_mask.nii.gz', 'desc-wmh_morph.tsv'):
+        assert (anat / f'sub-01_{name}').is_file()
+    page = (app.out / 'sub-01.html').read_text()
+    assert 'tissue-three' in page
+    assert 'White-matter hyperintensities' in page
+    assert validator_errors(app.out) == []
+
+
+def test_other_tissue_model_or_none_is_another_result(with_tissue_model):
+    app, _, _ = with_tissue_model
+    options = ('--dry-run', '--tissue-model', 'tissue-three', '--correct-lesions')
+    assert app.run(*options)[0] == 0
+    code, text = app.run()
+    assert code == 0
+    assert 'option changed: tissue_model was auto, is none' in text
+    assert not list((app.out / 'sub-01' / 'anat').glob('*wmh*'))  # of the model that is gone
+    assert 'Contrasts' not in json.loads(
+        (app.out / 'sub-01' / 'anat' / 'sub-01_label-GM_probseg.json').read_text()
+    )

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.files import atomic_copy, write_sidecar
-from bids_app.bids.outputs import Outputs
+from bids_app.bids.outputs import Outputs, file_id
 from bids_app.errors import AnatNetError
-from bids_app.interfaces.sidecars import Session, describe
+from bids_app.interfaces.sidecars import LESIONS, Session, describe
 from bids_app.resume import relative
 
 COMPRESSION = 2
@@ -77,12 +77,41 @@ def publish(
         for key in files:
             fields = describe(key, session)
             written.append(write_sidecar(outputs.sidecar_path(key), fields))
+        remove_outdated(outputs, files)
     except OSError as error:
         place = error.filename2 or error.filename or outputs.session_dir
         raise AnatNetError(
             f'cannot write {place}: {error.strerror or error}; check free space and permissions'
         ) from error
     return sizes(written, outputs.output_dir)
+
+
+def remove_outdated(outputs: Outputs, files: Iterable[str]) -> None:
+    """Remove what an earlier run wrote of contrasts and lesions and this one did not.
+
+    A contrast that was registered then and is not now, or lesions of another tissue model, would
+    be taken for results of this run.
+
+    Parameters
+    ----------
+    outputs : Outputs
+        Names of the session's derivatives.
+    files : iterable of str
+        Keys and file ids of what was written.
+    """
+    kinds = ('contrast_preproc', 'xfm_to_reference', 'xfm_from_reference')
+    optional = [
+        *LESIONS,
+        *(
+            file_id(kind, contrast=name)
+            for name in ('T2w', 'FLAIR')
+            if name != outputs.reference
+            for kind in kinds
+        ),
+    ]
+    for key in set(optional) - set(files):
+        outputs.path(key).unlink(missing_ok=True)
+        outputs.sidecar_path(key).unlink(missing_ok=True)
 
 
 def sizes(paths: Iterable[Path], root: Path) -> dict[str, int]:

@@ -229,7 +229,9 @@ def model(tmp_path, monkeypatch):
         return probabilities, {'device': 'cpu', 'precision': 'float32', 'fallback': None}
 
     monkeypatch.setattr('bids_app.inference.tissue.predict_tissue', predict)
-    monkeypatch.setattr('bids_app.inference.models.resident_networks', lambda folder: {'tissue': None})
+    monkeypatch.setattr(
+        'bids_app.inference.models.resident_networks', lambda folder: {'tissue': None}
+    )
     return SimpleNamespace(make=make, seen=seen)
 
 

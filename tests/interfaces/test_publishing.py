@@ -88,6 +88,31 @@ def test_only_what_is_given_is_written(place):
     assert 'Fallback' not in fields
 
 
+def test_contrasts_and_lesions_of_an_earlier_run_do_not_stay(place):
+    files, outputs, scan, raw = place
+    old = ['contrast_preproc contrast-FLAIR', 'xfm_to_reference contrast-T2w', 'lesion_mask']
+    for key in old:
+        outputs.path(key).parent.mkdir(parents=True, exist_ok=True)
+        outputs.path(key).touch()
+        outputs.sidecar_path(key).touch()
+    kept = outputs.path('std_mask', space='MNI305', res=1)
+    kept.touch()
+    publish(files, outputs, scan, raw, steps=STEPS, models=MODELS)
+    for key in old:
+        assert not outputs.path(key).exists()
+        assert not outputs.sidecar_path(key).exists()
+    assert kept.exists()
+    assert outputs.path('preproc').exists()
+
+
+def test_the_reference_itself_stays(place):
+    files, outputs, scan, raw = place
+    outputs.reference = 'FLAIR'
+    publish(files, outputs, scan, raw, steps=STEPS, models=MODELS)
+    assert outputs.path('preproc').name.endswith('_desc-preproc_FLAIR.nii.gz')
+    assert outputs.path('preproc').exists()
+
+
 def test_what_cannot_be_written_is_one_clear_line(place):
     files, outputs, scan, raw = place
     outputs.output_dir.write_text('a file where a folder should be')
