@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ REGISTRATION_AFFINE = np.array(
 It covers -84 to 84, -125.25 to 90.75 and -78.75 to 89.25 mm, edge to edge.
 """
 
+_FILE_OF_NILEARN = 'mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz'
 _SHIPPED = Path(__file__).resolve().parents[1] / 'data' / 'templates'
 
 
@@ -84,6 +86,18 @@ def target_grid(voxel_size: float) -> tuple[tuple[int, int, int], np.ndarray]:
     return conform_grid(REGISTRATION_SHAPE, REGISTRATION_AFFINE, voxel_size)
 
 
+def _t1w_of_nilearn() -> Path:
+    """Find the template that nilearn carries; importing nilearn itself takes seconds."""
+    spec = importlib.util.find_spec('nilearn')
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).parent / 'datasets' / 'data' / _FILE_OF_NILEARN
+        if path.is_file():
+            return path
+    from nilearn.datasets import MNI152_FILE_PATH
+
+    return Path(MNI152_FILE_PATH)
+
+
 def template_files(space: str, templateflow_home: Path | None = None) -> tuple[Path, Path | None]:
     """Find the T1w image of a template and its brain mask, without any computation.
 
@@ -105,9 +119,7 @@ def template_files(space: str, templateflow_home: Path | None = None) -> tuple[P
         If the files of the template are not there.
     """
     if space == DEFAULT_SPACE:
-        from nilearn.datasets import MNI152_FILE_PATH
-
-        return Path(MNI152_FILE_PATH), _SHIPPED / f'tpl-{space}_res-01_desc-brain_mask.nii.gz'
+        return _t1w_of_nilearn(), _SHIPPED / f'tpl-{space}_res-01_desc-brain_mask.nii.gz'
     name, _, cohort = space.partition('+')
     home = Path(
         templateflow_home

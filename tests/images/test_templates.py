@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -69,6 +72,17 @@ def test_shipped_mask_lies_on_the_t1w(shipped):
     assert set(np.unique(mask)) == {0, 1}
     assert 1.6e6 < mask.sum() < 2.1e6
     assert (t1w[mask == 0] == 0).all()
+
+
+def test_template_of_nilearn_is_found_without_importing_it():
+    from nilearn.datasets import MNI152_FILE_PATH
+
+    assert template_files(DEFAULT_SPACE)[0] == Path(MNI152_FILE_PATH)
+    code = (
+        'import sys; from bids_app.images.templates import template_files\n'
+        f'template_files({DEFAULT_SPACE!r}); sys.exit("nilearn" in sys.modules)'
+    )
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 
 def test_target_grid():
