@@ -110,8 +110,7 @@ def _coregister(
     located = locate_brain(conformed, folder, **network)
     mask = Path(located['mask_file'])
     bias = correct_bias(
-        conformed, mask, scan, folder / 'unused.nii', corrected,
-        threads=network.get('threads') or 1, sloppy=sloppy,
+        conformed, mask, scan, None, corrected, threads=network.get('threads') or 1, sloppy=sloppy
     )  # fmt: skip
     restore_mask(mask, scan, folder / 'native_mask.nii')
 

@@ -50,7 +50,7 @@ def correct_bias(
     in_file: Path,
     mask_file: Path,
     native_file: Path,
-    out_file: Path,
+    out_file: Path | None,
     native_out_file: Path,
     *,
     threads: int = 1,
@@ -70,7 +70,7 @@ def correct_bias(
         The scan as it was acquired.
     out_file, native_out_file : Path
         Where the corrected scans go (uncompressed NIfTI); the native one keeps shape, affine and
-        units of its source.
+        units of its source. The conformed one is left out for None.
     threads : int
         Threads of N4.
     sloppy : bool
@@ -92,7 +92,8 @@ def correct_bias(
     mask = load_array(mask_file)[0] > 0.5
     iterations = (10, 10) if sloppy else (50, 50, 50)
     field = n4_bias_field(data, affine, mask, iterations=iterations, threads=threads)
-    nib.Nifti1Image((data / field).astype(np.float32), affine).to_filename(out_file)
+    if out_file is not None:
+        nib.Nifti1Image((data / field).astype(np.float32), affine).to_filename(out_file)
     stripped = is_skull_stripped(data, mask)
     del data
 
