@@ -9,6 +9,7 @@ it is made anew when a subject, a session or a file has come or gone.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -31,6 +33,9 @@ LOGGER = logging.getLogger('anatnet.bids')
 
 DATATYPES = ('anat', 'dwi')
 IMAGES = ('.nii', '.nii.gz')
+ABANDONED_SECONDS = 86400.0
+"""Age from which an index that is being made is nobody's any more."""
+
 LABEL = re.compile('[0-9a-zA-Z+]+')
 GRADIENTS = ('.bval', '.bvec')
 
@@ -194,6 +199,10 @@ def _rebuild(folder: Path, bids_dir: Path) -> BIDSLayout:
     of files last.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob('.new-*'):  # of a run that was killed
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix='.new-', dir=folder))
     try:
         labels = subject_labels(bids_dir)

@@ -104,6 +104,17 @@ def test_broken_database_is_made_anew(indexed, tmp_path):
     assert sessions() == ['sub-01', 'sub-02']
 
 
+def test_what_a_killed_run_left_goes_and_what_another_makes_stays(indexed, tmp_path):
+    _, sessions = indexed
+    old, new = tmp_path / 'db/anatnet/.new-a', tmp_path / 'db/anatnet/.new-b'
+    for folder in (old, new):
+        (folder / 'index').mkdir(parents=True)
+    os.utime(old, (1, 1))
+    assert sessions() == ['sub-01', 'sub-02']
+    assert not old.exists()
+    assert new.exists()
+
+
 def test_database_of_another_pipeline_is_left_alone(indexed, tmp_path):
     _, sessions = indexed
     foreign = tmp_path / 'db/layout_index.sqlite'
