@@ -91,12 +91,62 @@ def default_nprocs() -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         cores = os.cpu_count() or 1
-    try:
-        quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup, or "max"
-        pass
+    for text in cgroup_values('cpu.max'):
+        with contextlib.suppress(ValueError):  # "max"
+            quota, period = text.split()
+            cores = min(cores, max(1, int(quota) // int(period)))
     return max(1, cores)
+
+
+def memory_bytes() -> int:
+    """Return the memory this process may use: that of the machine, or its container's or job's."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    for text in (*cgroup_values('memory.max'), *cgroup_values('memory.limit_in_bytes', 'memory')):
+        with contextlib.suppress(ValueError):  # "max"
+            total = min(total, int(text))
+    return total
+
+
+def cgroup_values(
+    name: str,
+    controller: str = '',
+    *,
+    own: Path = Path('/proc/self/cgroup'),
+    root: Path = Path('/sys/fs/cgroup'),
+) -> list[str]:
+    """Read a file of the control groups that this process is in.
+
+    A container sees its own group as the root; a job of a cluster is somewhere below it.
+
+    Parameters
+    ----------
+    name : str
+        Of the file.
+    controller : str
+        Of version 1; without it, of version 2.
+    own, root : Path
+        Where the groups of the process are listed, and where they are.
+
+    Returns
+    -------
+    list of str
+        Contents in the group of the process and all above it, as far as they can be read.
+    """
+    folders = [root / controller]
+    with contextlib.suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(':', 2)
+            if controller in controllers.split(','):
+                group = root / controller / path.strip('/')
+                folders += [group, *group.parents]
+    found = []
+    for folder in dict.fromkeys(folders):
+        if folder.is_relative_to(root):
+            with contextlib.suppress(OSError):
+                found.append((folder / name).read_text())
+    return found
 
 
 def _is_writable(folder: Path) -> bool:

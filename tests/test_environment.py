@@ -113,5 +113,41 @@ def test_folders_that_others_could_fill_are_not_used(monkeypatch, tmp_path):
     assert environment.default_work_dir(raw).name != f'anatnet-work-{os.getuid() + 1}'
 
 
+@pytest.mark.parametrize('version', [1, 2])
+def test_limits_of_the_job_and_of_all_groups_above_it(tmp_path, version):
+    own = tmp_path / 'cgroup'
+    root = tmp_path / 'sys'
+    path = 'slurm/uid_0/job_3'
+    if version == 1:
+        own.write_text(f'5:devices:/other\n4:cpu,memory:/{path}\n')
+        base, name, controller = root / 'memory', 'memory.limit_in_bytes', 'memory'
+    else:
+        own.write_text(f'0::/{path}\n')
+        base, name, controller = root, 'memory.max', ''
+    (base / path).mkdir(parents=True)
+    (base / path / name).write_text('4000\n')
+    (base / 'slurm' / name).write_text('max\n')
+    (base / name).write_text('9000\n')
+    (tmp_path / name).write_text('1\n')  # outside
+    found = environment.cgroup_values(name, controller, own=own, root=root)
+    assert sorted(text.strip() for text in found) == ['4000', '9000', 'max']
+
+
+def test_memory_is_at_most_that_of_the_machine(monkeypatch):
+    import psutil
+
+    total = psutil.virtual_memory().total
+    assert 0 < environment.memory_bytes() <= total
+    values = {'memory.max': ['max\n', '5000\n'], 'memory.limit_in_bytes': ['9223372036854771712']}
+    monkeypatch.setattr(environment, 'cgroup_values', lambda name, controller='': values[name])
+    assert environment.memory_bytes() == 5000
+
+
+def test_cores_of_a_job(monkeypatch):
+    monkeypatch.setattr(environment.os, 'sched_getaffinity', lambda pid: set(range(8)))
+    monkeypatch.setattr(environment, 'cgroup_values', lambda name: ['max 100000', '250000 100000'])
+    assert environment.default_nprocs() == 2
+
+
 def test_at_least_one_core():
     assert 1 <= environment.default_nprocs() <= (os.cpu_count() or 1)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from bids_app import __version__
 
 LONGEST_ARRAY = 1000
 """Tasks that Slurm takes in one array as it is installed (``MaxArraySize`` 1001)."""
+
+MEMORY_MB = 2000
+"""Memory per core where neither the user nor Slurm says anything."""
 
 RESTARTS = 3
 """How often a task that runs into its time limit is queued again."""
@@ -161,15 +165,15 @@ def _script(
     lines = ['#!/bin/bash', f'# Written by AnatNet {__version__}.']
     lines += [f'# {line}' for line in about]
     lines += [f'#SBATCH {_quoted_option(option)}' for option in asked]
+    default = math.ceil((job.mem_mb or MEMORY_MB * job.cpus) / job.cpus)
     lines += ['', *job.setup, 'set -u']
     lines += [
         'export LOGNAME="${LOGNAME:-$(id -un 2>/dev/null || id -u)}"',
         f'cpus=${{SLURM_CPUS_PER_TASK:-{job.cpus}}}',
+        f'memory=${{SLURM_MEM_PER_NODE:-$((${{SLURM_MEM_PER_CPU:-{default}}} * cpus))}}  # MB',
     ]
     lines += _work_lines(job)
-    resources = ['--nprocs', '"$cpus"', '--work-dir', '"$work"']
-    if job.mem_mb:
-        resources += ['--mem', f'"${{SLURM_MEM_PER_NODE:-{job.mem_mb}}}M"']
+    resources = ['--nprocs', '"$cpus"', '--mem', '"${memory}M"', '--work-dir', '"$work"']
     lines += ['', *_starter(job)]
     call = ['"${anatnet[@]}"', shlex.quote(str(job.bids_dir)), shlex.quote(str(job.output_dir))]
     call += [*words[:1], *resources, *words[1:]]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_app.bids.files import read_text
 from bids_app.config import RunConfig
-from bids_app.environment import THREAD_VARIABLES, limit_threads
+from bids_app.environment import THREAD_VARIABLES, limit_threads, memory_bytes
 from bids_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -103,13 +102,7 @@ def memory_limit_gb(config: RunConfig) -> float:
     """Return the memory to share out: what the user says, or 90 % of the machine or container."""
     if config.mem_gb is not None:
         return config.mem_gb
-    import psutil
-
-    total = float(psutil.virtual_memory().total)
-    for file in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
-        with contextlib.suppress(OSError, ValueError):
-            total = min(total, float(Path(file).read_text()))
-    return 0.9 * total / 1e9
+    return 0.9 * memory_bytes() / 1e9
 
 
 def network_lanes(config: RunConfig, devices: Sequence[str]) -> dict[str, int]:

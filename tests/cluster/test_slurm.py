@@ -130,8 +130,24 @@ def test_resources_of_the_task_are_those_of_anatnet(raw, tmp_path):
     text, _ = scripts(tmp_path)
     assert {'--cpus-per-task=6', '--mem=12000M'} <= set(asked(text))
     assert '--nprocs "$cpus"' in text
-    assert '--mem "${SLURM_MEM_PER_NODE:-12000}M"' in text
+    assert '--mem "${memory}M"' in text
     assert '12G' not in text
+
+
+@pytest.mark.parametrize(
+    ('options', 'variables', 'memory'),
+    [
+        ((), {}, '8000M'),
+        (('--mem', '6G'), {}, '6000M'),
+        (('--mem', '6G'), {'SLURM_MEM_PER_NODE': '6144'}, '6144M'),
+        ((), {'SLURM_MEM_PER_CPU': '1000', 'SLURM_CPUS_PER_TASK': '3'}, '3000M'),
+    ],
+)
+def test_memory_is_what_slurm_gives(raw, tmp_path, options, variables, memory):
+    assert slurm(raw, '--no-submit', '--array', *options) == 0
+    environment = {'SLURM_ARRAY_TASK_ID': '1', **variables}
+    _, first, _, _ = run_script(scripts(tmp_path)[0], tmp_path, environment)
+    assert first['argv'][first['argv'].index('--mem') + 1] == memory
 
 
 @pytest.mark.parametrize(
@@ -259,8 +275,8 @@ def test_script_calls_the_app_with_its_batch_and_cleans_up(raw, tmp_path):
     assert first['work_is_there']
     assert first['logname']
     assert first['argv'] == [
-        str(raw), str(tmp_path / 'out'), 'participant', '--nprocs', '3', '--work-dir',
-        f'{tmp_path}/scratch/anatnet-{os.getuid()}-local-77', '--mem', '8000M', '--batch', '5/7',
+        str(raw), str(tmp_path / 'out'), 'participant', '--nprocs', '3', '--mem', '6000M',
+        '--work-dir', f'{tmp_path}/scratch/anatnet-{os.getuid()}-local-77', '--batch', '5/7',
         '--models-dir', "o'my dir",
     ]  # fmt: skip
     code, first, _, left = run_script(group, tmp_path, {})
@@ -307,8 +323,9 @@ def test_script_runs_the_container(raw, tmp_path, runtime):
         f'{tmp_path}:{tmp_path}', f'{raw}:{raw}:ro', f'{tmp_path}/out:{tmp_path}/out', work,
     ]  # fmt: skip
     assert words[words.index(str(image)) :] == [
-        str(image), str(raw), f'{tmp_path}/out', 'participant', '--nprocs', '4', '--work-dir',
-        work, '--batch', '2/7', '--atlas', f'{raw}/a.nii', '--device', 'cuda',
+        str(image), str(raw), f'{tmp_path}/out', 'participant', '--nprocs', '4', '--mem',
+        '8000M', '--work-dir', work, '--batch', '2/7', '--atlas', f'{raw}/a.nii', '--device',
+        'cuda',
     ]  # fmt: skip
 
 
