@@ -36,7 +36,7 @@ def configure_nipype(config: RunConfig, log_handler: logging.Handler | None = No
     """Make Nipype quiet, quick to notice what is finished, and its crash files text."""
     from nipype import config as nipype_config
 
-    from bids_app.workflows.plugin import quiet_nipype
+    from bids_app.workflows.workers import quiet_nipype
 
     nipype_config.update_config({
         'execution': {

@@ -9,7 +9,6 @@ started first are finished first, so that results appear early and the work fold
 
 from __future__ import annotations
 
-import logging
 import re
 import signal
 import tempfile
@@ -286,17 +285,6 @@ def _death_message(exit_code: int | None) -> str:
             'try --low-mem or fewer --nprocs'
         )
     return f'{WORKER_DIED}: {cause}\n'
-
-
-def quiet_nipype(handler: logging.Handler | None = None, level: int = logging.WARNING) -> None:
-    """Send what Nipype logs to ``handler`` alone, or nowhere."""
-    logger = logging.getLogger('nipype')
-    for old in list(logger.handlers):
-        logger.removeHandler(old)
-    logger.addHandler(handler or logging.NullHandler())
-    logger.propagate = False
-    for name in ('workflow', 'utils', 'filemanip', 'interface'):
-        logging.getLogger(f'nipype.{name}').setLevel(level)
 
 
 def reason_of_crash(crash_file: Path) -> tuple[str, bool]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -179,8 +180,6 @@ def run_task(node: Any, updatehash: bool, taskid: int, cwd: str) -> dict[str, An
 
 def start_worker(cwd: str, environment: dict[str, str]) -> None:
     """Prepare a fresh worker: quiet, deaf to Ctrl-C, and gone when the main process is gone."""
-    from bids_app.workflows.plugin import quiet_nipype
-
     os.chdir(cwd)
     os.environ.update(environment)
     # The terminal sends Ctrl-C to every process; only the main process answers and then ends
@@ -208,3 +207,14 @@ def _watch_main() -> None:
     if main is not None:
         main.join()
         os._exit(1)
+
+
+def quiet_nipype(handler: logging.Handler | None = None, level: int = logging.WARNING) -> None:
+    """Send what Nipype logs to ``handler`` alone, or nowhere."""
+    logger = logging.getLogger('nipype')
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+    logger.addHandler(handler or logging.NullHandler())
+    logger.propagate = False
+    for name in ('workflow', 'utils', 'filemanip', 'interface'):
+        logging.getLogger(f'nipype.{name}').setLevel(level)

@@ -20,7 +20,8 @@ from pathlib import Path
 from nipype import config
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
-from bids_app.workflows.plugin import SteadyMultiProcPlugin, quiet_nipype, reason_of_crash
+from bids_app.workflows.plugin import SteadyMultiProcPlugin, reason_of_crash
+from bids_app.workflows.workers import quiet_nipype
 
 def meet(mine, other):
     # Two steps wait for each other, which ends only if they run at the same time.

@@ -17,7 +17,8 @@ from pathlib import Path
 from nipype import config
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
-from bids_app.workflows.plugin import SteadyMultiProcPlugin, quiet_nipype, reason_of_crash
+from bids_app.workflows.plugin import SteadyMultiProcPlugin, reason_of_crash
+from bids_app.workflows.workers import quiet_nipype
 
 def good(x):
     import time
