@@ -622,7 +622,7 @@ def test_tissue_model_makes_the_maps_and_is_named(with_tissue_model):
     for name in ('label-WMH_probseg.nii.gz', 'desc-wmh_mask.nii.gz', 'desc-wmh_morph.tsv'):
         assert (anat / f'sub-01_{name}').is_file()
     page = (app.out / 'sub-01.html').read_text()
-    assert 'tissue-three' in page
+    assert 'Made by the tissue model <b>tissue-three</b> from T1w, FLAIR; lesions count' in page
     assert 'White-matter hyperintensities' in page
     assert validator_errors(app.out) == []
 
