@@ -242,7 +242,7 @@ def _starter(job: Job) -> list[str]:
     return [
         *(visible if gpu else []),
         'runtime=$(command -v apptainer || command -v singularity) || {',
-        '    echo "no apptainer or singularity on the PATH of $(hostname)" >&2; exit 127; }',
+        '    echo "no apptainer or singularity on the PATH of $HOSTNAME" >&2; exit 127; }',
         f'anatnet=("$runtime" run --cleanenv{gpu}',
         *binds,
         '    --bind "$work"',
