@@ -291,7 +291,8 @@ def _unpack(image: Any, path: Path) -> io.BytesIO:
 
 def _place_of_voxels(image: Any) -> tuple[int, int]:
     """Return where the voxels of the first volume begin and how long they are, in bytes."""
-    return int(image.dataobj.offset), math.prod(image.shape[:3]) * image.get_data_dtype().itemsize
+    voxels = math.prod(int(n) for n in image.shape[:3])  # those of FreeSurfer's are 32-bit
+    return int(image.dataobj.offset), voxels * image.get_data_dtype().itemsize
 
 
 def _check_length(there: int, wanted: int) -> None:
@@ -328,9 +329,9 @@ def read_voxels(image: Any, path: Path, notes: list[str]) -> np.ndarray:
     single = math.prod(image.shape[3:]) == 1
     try:
         with np.errstate(all='ignore'):
-            if single and path.name.endswith('.gz'):
+            if single and path.name.endswith('gz'):  # .nii.gz, .mgz
                 image = type(image).from_stream(_unpack(image, path))
-            elif not path.name.endswith('z'):
+            elif not path.name.endswith('gz'):
                 offset, size = _place_of_voxels(image)
                 _check_length(path.stat().st_size - offset, size)
             if single:

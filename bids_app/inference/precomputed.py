@@ -63,7 +63,7 @@ def read_on_grid(
         len(image.shape) < 3
         or min(image.shape) < 1
         or math.prod(image.shape[3:]) != 1
-        or math.prod(image.shape[:3]) > MAX_GRID
+        or math.prod(int(n) for n in image.shape[:3]) > MAX_GRID
     ):
         raise ImageError(f'{path}: not a volume, its shape is {image.shape}; repair or remove it')
     data = read_voxels(image, Path(path), [])

@@ -20,7 +20,7 @@ from bids_app.bids.files import read_json, read_text
 from bids_app.cli import main
 from bids_app.errors import ImageError, UsageError
 from bids_app.group.phenotypes import read_phenotype
-from bids_app.images.scans import load_scan, open_image
+from bids_app.images.scans import load_scan, open_image, read_voxels
 from bids_app.inference.precomputed import read_on_grid
 from bids_app.resume import file_record
 from bids_app.workflows.execution import read_plugin_file
@@ -157,6 +157,16 @@ def test_small_file_that_unpacks_to_a_large_one(tmp_path, start, code):
     assert found == code
     assert len(text.splitlines()) == 1
     assert peak < MOST_MB, text
+
+
+def test_freesurfer_image_that_is_not_there(tmp_path):
+    made = nib.MGHImage(np.ones((32, 32, 32), np.float32), np.diag([6.0, 6, 6, 1]))
+    content = bytearray(made.to_bytes())
+    content[4:16] = struct.pack('>3i', 900, 900, 900)
+    path = tmp_path / 'scan.mgz'
+    path.write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(ImageError, match='cut off'):
+        read_voxels(open_image(path), path, [])
 
 
 def test_pipes_and_devices_are_not_read(tmp_path):
