@@ -119,9 +119,10 @@ class Throughput:
 
     def line(self) -> str:
         """Say it in one line."""
+        rate = self.subjects_per_hour
         parts = [
             f'{self.sessions} session{"s"[: self.sessions != 1]} in {clock_time(self.seconds)}, '
-            f'{self.subjects_per_hour:.3g} subjects per hour'
+            f'{rate:{".3g" if rate < 1000 else ".0f"}} subjects per hour'
         ]
         parts += [
             f'{"processors" if name == "cpu" else name} busy {100 * share:.0f} %'

@@ -39,6 +39,11 @@ def test_throughput_of_two_devices(clock):
     )
 
 
+def test_many_subjects_are_written_out(clock):
+    labels = [str(number) for number in range(50)]
+    assert '1800 subjects per hour' in Throughput.measure(0.0, labels, None, 1).line()
+
+
 def test_other_plugins_have_no_busy_share(clock):
     found = Throughput.measure(0.0, ['01'], None, 4, ['cpu'])
     assert found.line() == '1 session in 1:40, 36 subjects per hour'
