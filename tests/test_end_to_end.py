@@ -191,7 +191,7 @@ def contrasts(tmp_path_factory, project_dir):
     affine[:3, 3] += SHIFT
     app.add('01', pack(nib.Nifti1Image(inverted, affine).to_bytes()), 'T2w')
     app.add('01', b'', 'FLAIR')
-    code, text = app.run('--output-spaces', 'MNI152NLin2009aSym')
+    code, text = app.run(timeout=300)
     return app, code, text
 
 
@@ -601,7 +601,7 @@ def with_tissue_model(tmp_path_factory, project_dir):
         'classes': ['background', 'csf', 'gm', 'wm', 'lesion'], 'stages': {'tissue': stage},
     }  # fmt: skip
     (folder / 'card.json').write_text(json.dumps(card))
-    code, text = app.run('--tissue-model', 'auto', '--correct-lesions')
+    code, text = app.run('--tissue-model', 'auto', '--correct-lesions', timeout=300)
     return app, code, text
 
 
