@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -136,6 +137,26 @@ def test_coverage_of_a_slab(scene):
     assert errors(matrix, truth)[0] < 1.0
     assert 0.3 < measures['coverage'] < 0.65
     assert measures['dice'] > 0.9
+
+
+def test_a_real_flair_is_found_again(data_dir):
+    """The header of a FLAIR of 4 mm slices is displaced; the same place is found, after it."""
+    folder = data_dir / 'bids_real' / 'sub-ms01' / 'ses-1' / 'anat'
+    images = []
+    for suffix in ('T1w', 'FLAIR'):
+        path = folder / f'sub-ms01_ses-1_{suffix}.nii.gz'
+        if not path.is_file():
+            pytest.skip(f'{path} is not there')
+        image = nib.load(path)
+        images.append((np.asarray(image.dataobj, dtype=np.float32), image.affine))
+    fixed, (moving, affine) = images
+    before, measures = register_rigid(*fixed, moving, affine)
+    assert measures['displacement_mm'] < 2  # one session: the headers are nearly right
+    truth = rigid((-11, 8, 12), (-10, 12, 9))
+    after, _ = register_rigid(*fixed, moving, truth @ affine)
+    distance, angle = errors(after, truth @ before)
+    assert distance < 0.2
+    assert angle < 0.2
 
 
 def test_nothing_to_register(scene):
