@@ -177,6 +177,15 @@ def test_several_participants_per_task(raw, tmp_path):
     )  # not the count of a resubmitted part
 
 
+def test_more_participants_than_an_array_may_have_tasks(raw, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('bids_app.cluster.command.LONGEST_ARRAY', 3)
+    assert slurm(raw, '--no-submit', '--array') == 0
+    assert '--array=1-3' in asked(scripts(tmp_path)[0])  # three participants per task
+    assert capsys.readouterr().err == ''
+    assert slurm(raw, '--dry-run', '--array', '--per-task', '1') == 0
+    assert '--per-task 3 would do' in capsys.readouterr().err
+
+
 def test_one_job_without_array(raw, tmp_path):
     assert slurm(raw, '--no-submit') == 0
     text, _ = scripts(tmp_path)
