@@ -124,8 +124,11 @@ def test_sessions_without_t1w_and_other_tissue_models_are_named(raw, out, add_se
     for subject in ('00', '01', '02', '03'):
         add_session(subject)
     used = {'reference': 'T2w', 'report': {'tissue_model': {'name': 'tissue-any'}}}
-    add_session('04', run=used)
+    add_session('04', run=used, measures={'snr_total': 8.0, 'coreg_flair_dice': 0.9})
     assert group(raw, out) == 0
+    header, *rows = (out / 'group_qc.tsv').read_text().splitlines()
+    place = header.split('\t').index('coreg_flair_dice')
+    assert [row.split('\t')[place] for row in rows] == ['n/a'] * 4 + ['0.9']
     text, _ = page_of(out)
     assert 'volumes must not be compared with the others: sub-04 (T2w)' in text
     assert 'different tissue models: none in 4, tissue-any in 1 sessions' in text
