@@ -42,7 +42,6 @@ _LESION = len(TISSUES)
 _LESION_LABELS = (25, 57)
 _KINDS = {'T1w': 't1w', 'T2w': 't2w', 'FLAIR': 'flair'}
 _ANY = (('t1w', 0.45), ('t2w', 0.2), ('flair', 0.2), ('random', 0.15))
-_RANDOM_SHARE = 0.1  # of the draws of a named contrast: scanners surprise
 _LEAST_BRAIN = 0.1
 
 
@@ -121,6 +120,7 @@ class TissueSampler:
         self._tissues = _tissue_of_class()[maps.classes]
         self._is_lesion = torch.tensor([value in _LESION_LABELS for value in self.values])
         self._is_white = torch.tensor([value in (2, 41) for value in self.values])
+        self._is_outer = torch.tensor([value == 24 for value in self.values])
         self._is_ventricle = torch.tensor([value in (4, 43) for value in self.values])
 
     def _uniform(self, low: float = 0.0, high: float = 1.0) -> float:
@@ -133,18 +133,18 @@ class TissueSampler:
             return torch.zeros(labels.shape)
         return draw_lesions(white, self._is_ventricle[labels], self.spacing, self.generator)
 
-    def _mask(self, tissue: torch.Tensor) -> torch.Tensor:
+    def _mask(self, labels: torch.Tensor) -> torch.Tensor:
         """Draw a brain mask as tools make it: shape (x, y, z), bool."""
-        inside = tissue > 0
+        inside = self._tissues[labels] > 0
         if self._uniform() < 0.2:  # without outer CSF, its sulci closed
-            inside = tissue > 1
-            inside = _grow(_grow(inside, 3), -3)
+            inside &= ~self._is_outer[labels]
+            inside = _grow(_grow(inside, 2), -2)
         return _grow(inside, int(self._uniform(0, 3.99)) - 1)
 
     def _kind(self, contrast: str) -> str:
-        choice = self._uniform()
         if contrast != 'any':
-            return 'random' if choice < _RANDOM_SHARE else _KINDS[contrast]
+            return _KINDS[contrast]
+        choice = self._uniform()
         for kind, share in _ANY:
             choice -= share
             if choice < 0:
@@ -194,8 +194,8 @@ class TissueSampler:
             border = 0.4 + 0.2 * torch.rand(field.shape, generator=self.generator)
             draw[(field > border) & self._is_white[draw]] = self._lesion_label
         contrast = draw_contrast(self.values, kind, self.generator)
-        # The spreads were measured on scans, where noise and texture are already in them.
-        contrast = Contrast(contrast.mean, contrast.spread * self._uniform(0.3, 1.0))
+        # The spreads were measured on scans, where partial volume and noise are already in them.
+        contrast = Contrast(contrast.mean, contrast.spread * self._uniform(0.2, 0.8))
         ranges = self.ranges
         if kind != 't1w':
             ranges = replace(ranges, low_resolution=ranges.thick_slices)
@@ -222,7 +222,7 @@ class TissueSampler:
             if float((tissue > 0).float().mean()) > _LEAST_BRAIN:
                 break
         field = self._lesion_field(labels)
-        mask = self._mask(tissue)
+        mask = self._mask(labels)
         lesion = (self._is_white[labels] & (field > 0.5)) | self._is_lesion[labels]
         if self.lesions:
             tissue = torch.where(lesion, _LESION, tissue)
