@@ -53,8 +53,8 @@ Per session, in `sub-*/[ses-*/]anat/`, all on the grid of the T1w scan:
 - `desc-tissue_morph.tsv`, `desc-wholebrain_morph.tsv`: volumes in mm^3
 - `desc-qc_stats.tsv`: quality measures
 - `desc-preproc_{{T2w,FLAIR}}`, `from-*_to-*_xfm.txt`: further contrasts and their rigid transforms
-- `label-WMH_probseg`, `desc-wmh_mask`, `desc-wmh_morph.tsv`: white-matter hyperintensities, where a
-  tissue model looked for them
+- `label-WMH_probseg`, `desc-wmh_mask`, `desc-wmh_morph.tsv`: white-matter hyperintensities, where
+  a tissue model looked for them
 
 In a session without a T1w, another image stands in for it, in names, too: see `Reference` in the
 JSON files. Volumes are then less exact.

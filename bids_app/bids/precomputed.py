@@ -64,9 +64,7 @@ def add_precomputed(
     if not derivatives:
         return list(records)
     return [
-        record
-        if record.reference is None
-        else _with_files(record, record.reference, derivatives)
+        record if record.reference is None else _with_files(record, record.reference, derivatives)
         for record in records
     ]
 
