@@ -74,7 +74,8 @@ def test_killed_at_a_random_moment(undisturbed, draw):
         assert process.returncode == -signal.SIGKILL
     said = [line[10:70] for line in text.splitlines() if line[2:3] == ':']
     last = said[-1] if said else 'nothing said'
-    print(f'draw {draw} {" ".join(options)}: killed {"all" if everything else "main"} after '
+    how = 'finished before' if process.returncode == 0 else 'all' if everything else 'main'
+    print(f'draw {draw} {" ".join(options)}: killed {how} after '
           f'{moment:.1f} of {seconds:.1f} s: {last}')  # fmt: skip
     for name, checksum in content(app.out).items():  # nobody sees half a file, not even now
         assert name.endswith('.part') or checksum == expected[name]
