@@ -74,19 +74,29 @@ def sparse(path, size=GIGABYTE, start=b'', end=b''):
     return path
 
 
+SMALL = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+os.write(int(sys.argv[1]), f'{os.waitstatus_to_exitcode(status)} {usage.ru_maxrss}'.encode())
+"""
+"""A new process counts the memory of the one that it was forked from: this one is small."""
+
+
 def run(code, *arguments, timeout=120):
     """Run Python code in a process of its own: exit code, messages and peak memory in MB."""
-    output, writing = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, '-c', code, *map(str, arguments)], stdout=writing, stderr=writing,
-        cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.close(writing)
-    with os.fdopen(output, errors='replace') as stream:
-        text = stream.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, text, usage.ru_maxrss // 1024
+    measured, writing = os.pipe()
+    with os.fdopen(measured) as stream:
+        finished = subprocess.run(
+            [sys.executable, '-S', '-c', SMALL, str(writing), sys.executable, '-c', code,
+             *map(str, arguments)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            cwd=Path(__file__).parents[2], pass_fds=(writing,), timeout=timeout, check=True,
+            errors='replace',
+        )  # fmt: skip
+        os.close(writing)
+        returncode, kilobytes = map(int, stream.read().split())
+    return returncode, finished.stdout, kilobytes // 1024
 
 
 READ = """

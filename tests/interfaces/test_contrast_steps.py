@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -73,7 +74,7 @@ def session(tmp_path, monkeypatch):
         path = save(out_dir / 'located.nii', brain, image.affine, np.uint8)
         return {'mask_file': str(path), 'device': 'cpu', 'precision': 'float32', 'fallback': None}
 
-    monkeypatch.setattr('bids_app.inference.brain.locate_brain', locate)
+    monkeypatch.setattr(import_module('bids_app.inference.brain'), 'locate_brain', locate)
     monkeypatch.setattr(
         'bids_app.images.bias.n4_bias_field', lambda data, *args, **options: np.ones_like(data)
     )
@@ -140,7 +141,7 @@ def test_no_brain_in_a_contrast_is_no_end_of_the_session(session, tmp_path, monk
     def nothing(*args, **options):
         raise ImageError('no brain was found')
 
-    monkeypatch.setattr('bids_app.inference.brain.locate_brain', nothing)
+    monkeypatch.setattr(import_module('bids_app.inference.brain'), 'locate_brain', nothing)
     found = run(session, tmp_path)
     assert found['contrasts'] == {'T2w': {'status': 'failed', 'reasons': ['no brain was found']}}
 
