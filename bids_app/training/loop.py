@@ -286,8 +286,9 @@ class Trainer:
         self.network.train()
         loss, parts = self._loss(drawn)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        if bool(torch.isfinite(norm)):  # an all but empty crop can give infinite gradients
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(self.stage.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():

@@ -18,7 +18,7 @@ from bids_app.training.lesions import draw_lesions
 from bids_app.training.losses import TISSUE_LOSSES, tissue_loss
 from bids_app.training.recipe import read_recipe
 from bids_app.training.synthesis import Ranges
-from bids_app.training.tissue import TISSUES, TissueSampler
+from bids_app.training.tissue import TISSUES, TissueSampler, TissueTrainer
 
 STILL = Ranges(
     rotation=0, scaling=(1, 1), shear=0, elastic=0, elastic_fine=0, bias=0, noise=0, gamma=0,
@@ -175,6 +175,25 @@ def test_training_writes_a_model_that_says_what_it_takes(tmp_path: Path) -> None
     assert card.content['contrasts'] == ['T1w', 'FLAIR']
     assert card.classes == [*TISSUES, 'lesion']
     assert load_networks(folder)['tissue'](torch.zeros(1, 2, 32, 32, 32)).shape[1] == 5
+
+
+def test_a_step_with_an_infinite_gradient_is_left_out(
+    maps: LabelMaps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = read_recipe(Path(__file__).parents[2] / 'models' / 'tissue-t1w' / 'recipe.toml')
+    stage = replace(recipe.stages['tissue'], shape=(32, 32, 32), draws=1)
+    trainer = TissueTrainer(
+        stage, maps, None, tmp_path, validator=lambda _: {'score': 0.0}, contrasts=['T1w']
+    )
+    before = [value.clone() for value in trainer.network.parameters()]
+
+    def endless(drawn: list[object]) -> tuple[torch.Tensor, dict[str, float]]:
+        return sum((float('inf') * value).sum() for value in trainer.network.parameters()), {}
+
+    monkeypatch.setattr(trainer, '_loss', endless)
+    trainer._train_step(iter([None]))
+    for old, new in zip(before, trainer.network.parameters(), strict=True):
+        assert torch.equal(old, new)
 
 
 RECIPES = sorted(
