@@ -116,7 +116,8 @@ LATER = {'--resource-monitor', '--write-graph', '--lesion-mask'}
 @pytest.mark.parametrize(
     'option',
     [
-        option for option in long_options()
+        option
+        for option in long_options()
         if option not in {'--help', '--version'} | LATER | WITH_FILE | WITH_ANOTHER | GROUP
     ],
 )

@@ -358,11 +358,15 @@ def _lesion_files(
         LESION_COLUMNS,
         find_lesions,
         lateral_ventricles,
+        lesion_bed,
         lesion_table,
     )
     from bids_app.morphometry.volumes import write_table
 
-    lesions = find_lesions(probability, native.affine, lateral_ventricles(labels))
+    lesions = find_lesions(
+        probability, native.affine, lateral_ventricles(labels),
+        beside=lesion_bed(labels, native.affine),
+    )  # fmt: skip
     table = lesion_table(lesions, tiv=tiv, wm=wm)
     files = {
         'lesion_probseg': save_native(probability, native, folder / 'lesion.nii'),

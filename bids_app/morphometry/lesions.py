@@ -34,6 +34,11 @@ PERIVENTRICULAR_MM = 10.0
 et al., Stroke 36:50-55, 2005; compared with other rules by Griffanti et al., NeuroImage
 170:174-181, 2018)."""
 
+BESIDE_MM = 1.0
+"""A lesion of white matter has at least half of its voxels in or this close to cerebral white
+matter or a lateral ventricle. What has not is fat or mucosa into which the brain mask leaks."""
+
+_WHITE = ('cerebral-white-matter',)
 _VENTRICLES = ('lateral-ventricle', 'inferior-lateral-ventricle')
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
 
@@ -82,12 +87,32 @@ def lateral_ventricles(labels: np.ndarray) -> np.ndarray:
     return np.isin(labels, [s.index for s in structures() if s.kind in _VENTRICLES])
 
 
+def lesion_bed(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return cerebral white matter and lateral ventricles, widened by :data:`BESIDE_MM`.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (x, y, z)
+        Structures by FreeSurfer's numbers.
+    affine : array-like, shape (4, 4)
+        Voxel-to-world matrix in mm.
+
+    Returns
+    -------
+    ndarray of bool, shape (x, y, z)
+    """
+    kinds = (*_WHITE, *_VENTRICLES)
+    inside = np.isin(labels, [s.index for s in structures() if s.kind in kinds])
+    return dilate_mm(inside, affine, BESIDE_MM)
+
+
 def find_lesions(
     probability: np.ndarray,
     affine: np.ndarray,
     ventricles: np.ndarray | None = None,
     *,
     within: np.ndarray | None = None,
+    beside: np.ndarray | None = None,
     threshold: float = THRESHOLD,
     smallest_mm3: float = SMALLEST_MM3,
 ) -> Lesions:
@@ -103,6 +128,9 @@ def find_lesions(
         Lateral ventricles, nonzero inside (:func:`lateral_ventricles`).
     within : ndarray, shape (x, y, z), optional
         Where lesions may be (the brain mask), nonzero inside; default everywhere.
+    beside : ndarray, shape (x, y, z), optional
+        Where at least half of a lesion must lie (:func:`lesion_bed`), nonzero inside; default
+        everywhere.
     threshold : float
         Probability from which a voxel belongs to a lesion.
     smallest_mm3 : float
@@ -119,7 +147,7 @@ def find_lesions(
         If the arrays differ in shape.
     """
     probability = np.asarray(probability)
-    for other in (ventricles, within):
+    for other in (ventricles, within, beside):
         if other is not None and np.shape(other) != probability.shape:
             raise ValueError('the maps must have one shape')
     mask = probability >= threshold
@@ -130,7 +158,13 @@ def find_lesions(
     found, count = ndimage.label(mask[box], structure=_NEIGHBOURS)
     voxels = np.bincount(found.ravel(), minlength=count + 1)[1:]
     # The volume of a voxel is rounded: a lesion of exactly the smallest volume stays.
-    kept = np.flatnonzero(voxels * size >= smallest_mm3 * (1 - 1e-6))
+    large = voxels * size >= smallest_mm3 * (1 - 1e-6)
+    if beside is not None:
+        inside = np.bincount(
+            found.ravel(), (np.asarray(beside)[box] != 0).ravel(), minlength=count + 1
+        )[1:]
+        large &= 2 * inside >= voxels
+    kept = np.flatnonzero(large)
     kept = kept[np.argsort(-voxels[kept], kind='stable')]
     number = np.zeros(count + 1, dtype=np.int32)
     number[kept + 1] = np.arange(1, len(kept) + 1)

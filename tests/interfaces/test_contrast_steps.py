@@ -237,7 +237,7 @@ def model(tmp_path, monkeypatch):
 
 
 def segment(session, tmp_path, folder, contrasts=None, **options):
-    labels = np.zeros(nib.load(session['mask']).shape)
+    labels = 2 * nib.load(session['mask']).get_fdata()  # cerebral white matter
     labels[16:20, 18:22, 20:24] = 4  # left lateral ventricle
     own = {
         'mask': session['mask'],

@@ -11,6 +11,7 @@ from bids_app.morphometry.lesions import (
     corrected_tissue,
     find_lesions,
     lateral_ventricles,
+    lesion_bed,
     lesion_rows,
     lesion_table,
 )
@@ -139,3 +140,18 @@ def test_a_lesion_class_is_added_to_white_matter():
     np.testing.assert_allclose(new_wm, 0.8)
     with pytest.raises(ValueError, match='shape'):
         corrected_tissue(gm, wm, lesion[1:])
+
+
+def test_lesion_that_lies_mostly_outside_of_white_matter_is_none() -> None:
+    labels = np.zeros(SHAPE, np.int16)
+    labels[:8] = 2
+    probability = np.zeros(SHAPE)
+    probability[4:8, 4:8, 4:8] = 1  # in white matter
+    probability[12:16, 4:8, 4:8] = 1  # far from it
+    probability[7:9, 14:16, 4:8] = 1  # half in it
+    bed = lesion_bed(labels, np.eye(4))
+    assert bed[:9].all()
+    assert not bed[9:].any()
+    found = find_lesions(probability, np.eye(4), beside=bed)
+    np.testing.assert_allclose(found.volumes, [64, 16])
+    assert not found.labels[12:].any()
