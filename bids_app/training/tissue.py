@@ -25,6 +25,7 @@ from bids_app.training.label_maps import LabelMaps
 from bids_app.training.lesions import draw_lesions
 from bids_app.training.loop import Trainer, Validator
 from bids_app.training.losses import TISSUE_LOSSES
+from bids_app.training.samples import Sampler
 from bids_app.training.synthesis import (
     Deformation,
     Ranges,
@@ -71,7 +72,7 @@ def _tissue_of_class() -> torch.Tensor:
     return torch.tensor([TISSUES.index(tissue_of.get(name, 'background')) for name in CLASSES])
 
 
-class TissueSampler:
+class TissueSampler(Sampler):
     """Draws crops of brains in several contrasts without end.
 
     Parameters
@@ -106,10 +107,8 @@ class TissueSampler:
         contrasts: Sequence[str],
         lesions: bool = False,
     ) -> None:
-        self.maps, self.ranges, self.shape = maps, ranges, shape
-        self.spacing, self.draws = spacing, draws
+        super().__init__(maps, ranges, shape, spacing, draws, seed)
         self.contrasts, self.lesions = tuple(contrasts), lesions
-        self.generator = torch.Generator().manual_seed(seed)
         # A map without lesions has no label for them: it gets one at the end.
         self.values = list(maps.values)
         if not any(value in _LESION_LABELS for value in self.values):
@@ -122,9 +121,6 @@ class TissueSampler:
         self._is_white = torch.tensor([value in (2, 41) for value in self.values])
         self._is_outer = torch.tensor([value == 24 for value in self.values])
         self._is_ventricle = torch.tensor([value in (4, 43) for value in self.values])
-
-    def _uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        return low + (high - low) * float(torch.rand((), generator=self.generator))
 
     def _lesion_field(self, labels: torch.Tensor) -> torch.Tensor:
         """Draw lesions into the crop, or none; see :func:`draw_lesions`."""
@@ -212,7 +208,7 @@ class TissueSampler:
     def draw(self) -> TissueSample:
         """Return one sample; crops with hardly any brain are drawn again."""
         while True:
-            index = int(self._uniform(0, len(self.maps.maps)))
+            index = self._choose()
             extent = self.spacing * max(self.shape) / 2 + 12
             deformation = Deformation(self.ranges, extent, self._centre(index), self.generator)
             origin = -self.spacing * (torch.tensor(self.shape) - 1) / 2
