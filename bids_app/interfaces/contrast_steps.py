@@ -248,8 +248,7 @@ def segment_tissues(
     maps = without_background(maps, mask)
     # White-matter lesions show on FLAIR; without one, what the network calls so is a guess.
     lesions = LESION in maps and 'FLAIR' in channels
-    with_lesions = tissues_of(maps, correct_lesions=True)
-    tissues = with_lesions if lesions and correct_lesions else tissues_of(maps)
+    tissues = tissues_of(maps, correct_lesions=lesions and correct_lesions)
 
     dseg = np.where(mask, tissues.argmax(axis=0) + 1, 0).astype(np.uint8)
     save_native(dseg, native, folder / 'dseg.nii', np.uint8)
@@ -280,14 +279,15 @@ def segment_tissues(
         **used,
     }
     if lesions:
+        healed = tissues if correct_lesions else tissues_of(maps, correct_lesions=True)
         found.update(
             _lesion_files(
-                np.where(mask, maps[LESION], 0),
+                maps[LESION],
                 load_array(own['wholebrain'])[0],
                 native,
                 folder,
                 tiv=float(volumes.sum()),
-                wm=float(probability_volumes(with_lesions[1:2], native.affine)[0]),
+                wm=float(probability_volumes(healed[1:2], native.affine)[0]),
             )
         )
     return found
