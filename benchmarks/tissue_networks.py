@@ -146,6 +146,7 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     from bids_app.inference.tissue import predict_tissue
     from bids_app.networks import build_network
     from bids_app.networks.pif import parameter_count
+    from bids_app.training.overlap import class_overlaps
     from bids_app.training.tissue import TISSUES, TissueSampler
 
     stage = make_stage(options)
@@ -167,10 +168,8 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     for sample in samples:
         probabilities, used = predict_tissue(sample.image, network, shape=stage.shape, **settings)
         found = probabilities.argmax(dim=0)
-        for number in range(1, len(TISSUES)):
-            a, b = found == number, sample.target[number] > 0.5
-            overlap[number] += (a & b).sum()
-            size[number] += a.sum() + b.sum()
+        both, voxels = class_overlaps(found, sample.target.argmax(dim=0), len(TISSUES))
+        overlap, size = overlap + both, size + voxels
     dice = (2 * overlap / size.clamp_min(1))[1:].tolist()
     volume = VOLUME[0] * VOLUME[1] * VOLUME[2]
     return {

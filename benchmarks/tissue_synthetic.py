@@ -19,11 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 
 from bids_app.inference.models import find_model, load_card, load_networks
 from bids_app.inference.tissue import STAGE, tissue_models
 from bids_app.training.label_maps import load_label_maps
+from bids_app.training.overlap import class_overlaps
 from bids_app.training.recipe import read_recipe
 from bids_app.training.tissue import TISSUES, TissueSampler
 
@@ -69,9 +69,8 @@ def measure(name: str, maps: Path, crops: int) -> dict[str, dict[str, dict[str, 
                 image[list(given)] = sample.image[list(given)]
                 with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16):
                     labels = network(image[None])[0].float().argmax(dim=0)
-                one = functional.one_hot(labels, len(card.classes)).movedim(-1, 0)
-                both = (one * sample.target).sum((1, 2, 3))
-                size = one.sum((1, 2, 3)) + sample.target.sum((1, 2, 3))
+                truth = sample.target.argmax(dim=0)
+                both, size = class_overlaps(labels, truth, len(card.classes))
                 old = sums.setdefault(label, [torch.zeros_like(both), torch.zeros_like(size)])
                 sums[label] = [old[0] + both, old[1] + size]
         result[condition] = {

@@ -21,6 +21,7 @@ from bids_app.errors import UsageError
 from bids_app.networks import build_network
 from bids_app.training.label_maps import LabelMaps
 from bids_app.training.losses import segmentation_loss
+from bids_app.training.overlap import class_overlaps
 from bids_app.training.recipe import StageRecipe
 from bids_app.training.samples import (
     CoarseSampler,
@@ -320,14 +321,10 @@ class Trainer:
                 image, context, target, side = _batch([sample], self.device)
                 with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
                     logits = network(image, context).float()
-                found = nn.functional.one_hot(
-                    logits[0, :-1].argmax(dim=0), target.shape[1]
-                ).movedim(-1, 0)
-                truth = nn.functional.one_hot(target[0].argmax(dim=0), target.shape[1]).movedim(
-                    -1, 0
+                both, voxels = class_overlaps(
+                    logits[0, :-1].argmax(dim=0), target[0].argmax(dim=0), target.shape[1]
                 )
-                overlap = overlap + (found * truth).sum((1, 2, 3))
-                size = size + found.sum((1, 2, 3)) + truth.sum((1, 2, 3))
+                overlap, size = overlap + both, size + voxels
                 wanted = side[0, 1] > side[0, 0]
                 counted = side[0].sum(dim=0) > 0.5
                 right += float(((logits[0, -1] > 0) == wanted)[counted].sum())

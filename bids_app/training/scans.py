@@ -21,6 +21,7 @@ from bids_app.data import structures
 from bids_app.errors import ImageError, UsageError
 from bids_app.images.intensity import normalise_brain_zscore
 from bids_app.training.evaluate import read_mapping
+from bids_app.training.overlap import class_overlaps
 from bids_app.training.tissue import TISSUES, TissueSample
 
 UNKNOWN = -1
@@ -275,10 +276,6 @@ def class_dice(found: torch.Tensor, truth: torch.Tensor, count: int) -> list[flo
         Number of classes.
     """
     known = truth != UNKNOWN
-    found, truth = found[known], truth[known]
-    scores = []
-    for number in range(1, count):
-        a, b = found == number, truth == number
-        size = int(a.sum()) + int(b.sum())
-        scores.append(2 * int((a & b).sum()) / size if size else float('nan'))
-    return scores
+    overlaps = class_overlaps(found[known], truth[known], count)
+    both, sizes = (values[1:].tolist() for values in overlaps)
+    return [2 * b / size if size else float('nan') for b, size in zip(both, sizes, strict=True)]

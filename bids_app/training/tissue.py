@@ -25,6 +25,7 @@ from bids_app.training.label_maps import LabelMaps
 from bids_app.training.lesions import draw_lesions
 from bids_app.training.loop import Trainer, Validator
 from bids_app.training.losses import TISSUE_LOSSES
+from bids_app.training.overlap import class_overlaps
 from bids_app.training.samples import Sampler
 from bids_app.training.synthesis import (
     Deformation,
@@ -285,10 +286,9 @@ class TissueTrainer(Trainer):
             for sample in samples:
                 with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
                     logits = network(sample.image[None].to(self.device)).float()[0]
-                found = functional.one_hot(logits.argmax(dim=0), len(sample.target)).movedim(-1, 0)
-                truth = sample.target.to(found)
-                overlap = overlap + (found * truth).sum((1, 2, 3))
-                size = size + found.sum((1, 2, 3)) + truth.sum((1, 2, 3))
+                truth = sample.target.argmax(dim=0).to(logits.device)
+                both, voxels = class_overlaps(logits.argmax(dim=0), truth, len(sample.target))
+                overlap, size = overlap + both, size + voxels
             dice = (2 * overlap / size.clamp_min(1))[1:].tolist()
             tissues = dice[: len(TISSUES) - 1]
             scores = {'score': sum(tissues) / len(tissues)}
