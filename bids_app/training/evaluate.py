@@ -143,6 +143,23 @@ def compare(
     return result
 
 
+def compare_tissues(reference: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
+    """Return the Dice of CSF, grey and white matter, each the union of its structures.
+
+    Parameters
+    ----------
+    reference, prediction : ndarray, shape (x, y, z)
+        FreeSurfer numbers on one grid; reference voxels of -1 are left out of both.
+    """
+    counted = reference != IGNORE
+    result = {}
+    for tissue in ('CSF', 'GM', 'WM'):
+        members = [s.index for s in structures() if s.tissue == tissue]
+        own, found = np.isin(reference, members), np.isin(prediction, members)
+        result[tissue] = dice(own & counted, found & counted)
+    return result
+
+
 def predict(
     data: np.ndarray, data_affine: np.ndarray, model: Path, *, precision: str, bias: bool
 ) -> tuple[np.ndarray, float]:
@@ -213,7 +230,12 @@ def evaluate(options: argparse.Namespace) -> dict[str, object]:
         zooms = tuple(float(z) for z in image.header.get_zooms()[:3])
         rows = compare(labels, found, zooms, surface=not options.no_surface)
         brain = dice(labels > 0, (found > 0) & (labels != IGNORE))
-        scans[path.name] = {'structures': rows, 'brain_dice': brain, 'seconds': seconds}
+        scans[path.name] = {
+            'structures': rows,
+            'tissues': compare_tissues(labels, found),
+            'brain_dice': brain,
+            'seconds': seconds,
+        }
         core = [rows[s.index]['dice'] for s in structures() if s.core and s.index in rows]
         print(f'{path.name}: mean Dice {np.mean(core):.3f}, brain {brain:.3f}', file=sys.stderr)
     return summarise(scans)
@@ -241,6 +263,10 @@ def summarise(scans: dict[str, dict]) -> dict[str, object]:
         'mean_dice_core': round(float(np.mean([row['dice'] for row in core])), 4),
         'mean_hd95_core': round(float(np.mean([row['hd95'] for row in core])), 3),
         'core_structures': len(core),
+        'tissue_dice': {
+            tissue: round(_mean([scan['tissues'][tissue] for scan in scans.values()]), 4)
+            for tissue in next(iter(scans.values()))['tissues']
+        },
         'brain_dice': round(float(np.mean([s['brain_dice'] for s in scans.values()])), 4),
         'seconds': round(float(np.mean([s['seconds'] for s in scans.values()])), 2),
         'structures': table,

@@ -11,6 +11,7 @@ from bids_app.errors import UsageError
 from bids_app.training.evaluate import (
     apply_mapping,
     compare,
+    compare_tissues,
     dice,
     hausdorff95,
     main,
@@ -51,6 +52,17 @@ def test_ignored_voxels_take_no_part():
     prediction = np.zeros_like(reference)
     prediction[:4] = 8
     assert compare(reference, prediction, (1, 1, 1))[8]['dice'] == 1
+
+
+def test_structures_mixed_up_within_a_tissue_cost_it_nothing():
+    reference = np.zeros((8, 6, 6), dtype=np.int16)
+    reference[:2], reference[2:4], reference[4:6] = 17, 2, -1  # hippocampus, white matter
+    prediction = reference.copy()
+    prediction[:2], prediction[4:6] = 18, 2  # amygdala: the same tissue
+    found = compare_tissues(reference, prediction)
+    assert found['GM'] == found['WM'] == 1
+    assert np.isnan(found['CSF'])
+    assert compare_tissues(reference, np.where(reference == 17, 2, reference))['GM'] == 0
 
 
 def test_mapping_table_of_the_manual_protocol(tmp_path):
@@ -98,7 +110,8 @@ def test_scores_go_into_the_card_with_their_command(tmp_path):
     labels = np.zeros((12, 6, 6), dtype=np.int16)
     labels[1:4, 1:5, 1:5] = 17
     rows = compare(labels, labels, (1, 1, 1))
-    scans = {'a': {'structures': rows, 'brain_dice': 1.0, 'seconds': 2.0}}
+    tissues = compare_tissues(labels, labels)
+    scans = {'a': {'structures': rows, 'tissues': tissues, 'brain_dice': 1.0, 'seconds': 2.0}}
     (tmp_path / 'card.json').write_text('{"name": "m"}')
     write_into_card(tmp_path, 'manual', summarise(scans), 'command')
     card = json.loads((tmp_path / 'card.json').read_text())
