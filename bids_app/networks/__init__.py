@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from bids_app.networks.context_unet import ContextUNet3D
+from bids_app.networks.deepanat import DeepAnatDiscriminator, DeepAnatUNet
+from bids_app.networks.deepnat import DeepNAT
 from bids_app.networks.densenet import (
     DenseNet3D,
     EarlyFusionDenseNet3D,
@@ -23,6 +25,9 @@ __all__ = [
     'NETWORKS',
     'ContextUNet3D',
     'ConvClassifier3D',
+    'DeepAnatDiscriminator',
+    'DeepAnatUNet',
+    'DeepNAT',
     'DenseNet3D',
     'EarlyFusionDenseNet3D',
     'HyperDenseNet3D',
@@ -38,6 +43,9 @@ __all__ = [
 NETWORKS: dict[str, type[nn.Module]] = {
     'ContextUNet3D': ContextUNet3D,
     'ConvClassifier3D': ConvClassifier3D,
+    'DeepAnatDiscriminator': DeepAnatDiscriminator,
+    'DeepAnatUNet': DeepAnatUNet,
+    'DeepNAT': DeepNAT,
     'DenseNet3D': DenseNet3D,
     'EarlyFusionDenseNet3D': EarlyFusionDenseNet3D,
     'HyperDenseNet3D': HyperDenseNet3D,

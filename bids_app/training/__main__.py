@@ -80,10 +80,13 @@ def _train(options: argparse.Namespace) -> None:
     if not options.export_only:
         files = find_files(options.data, recipe.data['pattern'])
         apart = set(recipe.data['validation'])
-        load, trainer_class = _task(recipe.data)
+        load, trainer_class = _task(recipe.data, out)
         # Some data sets have a folder for each subject, and the same file names in all.
         held_out = [file for file in files if {file.name, file.parent.name} & apart]
-        train = load([file for file in files if file not in held_out])
+        # What a recipe keeps for tests is neither trained on nor chosen by.
+        tests = set(recipe.data.get('test', []))
+        tested = [file for file in files if {file.name, file.parent.name} & tests]
+        train = load([file for file in files if file not in held_out and file not in tested])
         validation = load(held_out)
         initial = load_weights(options.init) if options.init else {}
         for name in stages:
@@ -114,7 +117,7 @@ def find_files(folders: list[Path], patterns: str | list[str]) -> list[Path]:
     ]
 
 
-def _task(data: dict[str, Any]) -> tuple[Any, Any]:
+def _task(data: dict[str, Any], out: Path) -> tuple[Any, Any]:
     """Return what reads the data of a recipe's task, and its trainer."""
     name = data.get('task', 'segmentation')
     if name == 'segmentation':
@@ -148,9 +151,29 @@ def _task(data: dict[str, Any]) -> tuple[Any, Any]:
             ),
             partial(ScanTrainer, contrasts=contrasts, least=least),
         )
+    if name == 'synthesis':
+        from bids_app.training.deepanat import SynthesisTrainer
+        from bids_app.training.deepanat_samples import load_anatomies
+
+        return load_anatomies, SynthesisTrainer
+    if name == 'deepnat':
+        from functools import partial
+
+        from bids_app.training.deepnat import DeepNATTrainer
+        from bids_app.training.deepnat_scans import load_prepared
+
+        return (
+            partial(
+                load_prepared, cache=out / 'prepared', replace=data['replace'],
+                numbers=data['numbers'],
+            ),
+            partial(
+                DeepNATTrainer, kinds=data['coordinates'], sampling=data.get('sampling', {})
+            ),
+        )  # fmt: skip
     raise UsageError(
-        f'the recipe has an unknown task "{name}": segmentation, registration, tissue or '
-        'tissue-scans'
+        f'the recipe has an unknown task "{name}": segmentation, registration, tissue, '
+        'tissue-scans or deepnat'
     )
 
 
