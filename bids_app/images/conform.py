@@ -94,7 +94,7 @@ def save_native(
 
     Parameters
     ----------
-    data : ndarray, shape of the scan
+    data : ndarray, shape of the scan, or (*shape, n) for n volumes
         Values in the axis order of the scan.
     like : Grid, LoadedScan, Path or str
         The scan.
@@ -114,7 +114,7 @@ def save_native(
         If the shape is not that of the scan, or values do not fit `dtype`.
     """
     grid = like if isinstance(like, Grid) else read_grid(like)
-    if tuple(data.shape) != tuple(grid.shape):
+    if tuple(data.shape[:3]) != tuple(grid.shape):
         raise ValueError(f'shape {data.shape} is not that of {grid.path}: {grid.shape}')
     # The affine that nibabel reads from the header: identical to that of the scan.
     return _save(data, grid.header.get_best_affine(), grid.header, Path(out_file), dtype)

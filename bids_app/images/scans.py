@@ -22,6 +22,7 @@ MIN_VOXELS_PER_AXIS = 8
 THICK_SLICE_MM = 4.0
 LARGE_GRID = 512**3
 MAX_GRID = 10**9
+MAX_SERIES = 4 * 10**9
 MIN_FIELD_OF_VIEW_MM = 100.0
 HEADER_BYTES = 348
 MAX_OFFSET = 1 << 26
@@ -51,6 +52,19 @@ class Grid:
     affine: np.ndarray
     header: Any
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LoadedSeries(Grid):
+    """Volumes of one file in memory.
+
+    Attributes
+    ----------
+    data : ndarray of float32, shape (*shape, n)
+        Voxels in the axis order of the file, all finite.
+    """
+
+    data: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
 
 
 @dataclass
@@ -268,13 +282,14 @@ def read_grid(path: Path | str) -> Grid:
     return Grid(path, shape, geometry.affine, geometry.header, [*notes, *geometry.notes])
 
 
-def _unpack(image: Any, path: Path) -> io.BytesIO:
+def _unpack(image: Any, path: Path, volumes: int = 1) -> io.BytesIO:
     """Unpack a compressed image, and no more than its header says there is.
 
     What follows the voxels is read to the end, which checks the checksum of the file, but not
     kept, and left alone where it is longer than the image.
     """
     offset, size = _place_of_voxels(image)
+    size *= volumes
     content = io.BytesIO()
     beyond = 0
     with gzip.open(path) as stream:
@@ -358,6 +373,69 @@ def read_voxels(image: Any, path: Path, notes: list[str]) -> np.ndarray:
     if np.may_share_memory(data, getattr(image.dataobj, '_dataobj', np.empty(0))):
         data = data.copy()
     return data
+
+
+def load_series(path: Path | str) -> LoadedSeries:
+    """Read all volumes of a file, or say in one line why that cannot be.
+
+    Parameters
+    ----------
+    path : Path or str
+        NIfTI file of three or four dimensions.
+
+    Returns
+    -------
+    LoadedSeries
+        float32 in the axis order of the file; NaN and infinity are 0.
+
+    Raises
+    ------
+    ImageError
+        As :func:`load_scan`, and if the file has more than four dimensions.
+    """
+    path = Path(path)
+    notes: list[str] = []
+    image = open_image(path)
+    shape = _spatial_shape(image, path, [])
+    volumes = math.prod(image.shape[3:])
+    shown = ' x '.join(str(n) for n in image.shape)
+    if len(image.shape) > 4 and volumes != image.shape[3]:
+        raise ImageError(f'{path}: {shown} voxels are not a series of volumes; split the file')
+    dtype = image.get_data_dtype()
+    if dtype.kind not in 'iuf':
+        raise ImageError(f'{path}: holds {dtype} values, not magnitudes; export the series again')
+    if math.prod(shape) * volumes > MAX_SERIES:
+        raise ImageError(f'{path}: {shown} voxels cannot be processed (limit {MAX_SERIES:.0e})')
+    geometry = _geometry(image, shape, path)
+    notes.extend(geometry.notes)
+    try:
+        with np.errstate(all='ignore'):
+            if path.name.endswith('gz'):
+                image = type(image).from_stream(_unpack(image, path, volumes))
+            else:
+                offset, size = _place_of_voxels(image)
+                _check_length(path.stat().st_size - offset, size * volumes)
+            data = np.array(image.dataobj, dtype=np.float32).reshape(*shape, volumes)
+    except MemoryError as error:
+        raise ImageError(
+            f'{path}: not enough memory to read {shown} voxels; give the run more memory'
+        ) from error
+    except (EOFError, OSError, OverflowError, ValueError, zlib.error) as error:
+        raise ImageError(
+            f'{path}: is cut off or damaged ({_one_line(error)}); copy or download it again'
+        ) from error
+    bad = ~np.isfinite(data)
+    if bad.any():
+        notes.append(f'{int(bad.sum())} values are NaN or infinite and were set to 0')
+        data[bad] = 0
+    if data.min() == data.max():
+        raise ImageError(f'{path}: the same value everywhere; convert the series from DICOM again')
+    return LoadedSeries(path, shape, geometry.affine, geometry.header, notes, data)
+
+
+def count_volumes(path: Path | str) -> int:
+    """Count the volumes of a file from its header; raises ImageError as :func:`read_grid`."""
+    return math.prod(int(n) for n in open_image(Path(path)).shape[3:])
 
 
 def _note_scaling(image: Any, notes: list[str]) -> None:

@@ -127,6 +127,37 @@ def register_rigid(
     return matrix, {**rounded, 'start': name}
 
 
+def refine_rigid(
+    fixed: np.ndarray,
+    fixed_affine: np.ndarray,
+    moving: np.ndarray,
+    moving_affine: np.ndarray,
+    *,
+    fixed_mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """Find the rigid map between images of one run, which the head left almost in its place.
+
+    It is :func:`register_rigid` from one start only, where the headers put the images, and
+    without the coarsest level: a tenth of its time.
+
+    Parameters
+    ----------
+    fixed, fixed_affine, moving, moving_affine, fixed_mask
+        As for :func:`register_rigid`.
+
+    Returns
+    -------
+    ndarray, shape (4, 4)
+        World of `fixed` to world of `moving`, RAS+ mm.
+    """
+    one = _Image('the fixed image', fixed, fixed_affine, fixed_mask)
+    two = _Image('the moving image', moving, moving_affine, None)
+    matrix = np.eye(4)
+    for size, count, iterations in _LEVELS[1:]:
+        matrix, _ = _climb(_comparison(one, two, size, count), matrix, one.centre, iterations)
+    return matrix
+
+
 def rigid_displacement(matrix: np.ndarray, points: np.ndarray) -> tuple[float, float, float]:
     """Say how far a rigid map moves a head.
 
