@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import multiprocessing
 import os
@@ -157,6 +158,7 @@ def run_task(node: Any, updatehash: bool, taskid: int, cwd: str) -> dict[str, An
     """
     result: dict[str, Any] = {'result': None, 'traceback': None, 'taskid': taskid}
     started, cpu = time.monotonic(), time.process_time()
+    _end_with_main()
     file = pid_file(node)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +198,25 @@ def _leave(number: int, frame: object) -> None:
     last_word.daemon = True
     last_word.start()
     raise SystemExit(_TERMINATED)
+
+
+def _end_with_main() -> None:
+    """Have the system end this worker when the main process is gone.
+
+    A thread would have to wait until a library gives the interpreter back, and ANTs does not for
+    minutes. The worker holds the reading end of a pipe whose writing end only the main process
+    has, and asks for the signal SIGIO, which ends a process by default, when that end closes.
+
+    Called with the first task, not earlier: main writes what starts a worker to the same pipe,
+    and has done so when it gives out tasks.
+    """
+    main = multiprocessing.parent_process()
+    if main is None:
+        return
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(main.sentinel, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(main.sentinel, fcntl.F_GETFL)
+    fcntl.fcntl(main.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
 
 
 def _watch_main() -> None:
