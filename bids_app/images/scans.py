@@ -316,8 +316,10 @@ def _check_length(there: int, wanted: int) -> None:
         raise OSError(f'Expected {wanted} bytes, got {max(there, 0)} bytes')
 
 
-def read_voxels(image: Any, path: Path, notes: list[str]) -> np.ndarray:
-    """Read the first volume as a float32 array, infinities and NaN included.
+def read_voxels(
+    image: Any, path: Path, notes: list[str], dtype: type[np.floating] = np.float32
+) -> np.ndarray:
+    """Read the first volume as an array of floats, infinities and NaN included.
 
     Parameters
     ----------
@@ -327,20 +329,22 @@ def read_voxels(image: Any, path: Path, notes: list[str]) -> np.ndarray:
         Its file.
     notes : list of str
         Gets what was unusual.
+    dtype : type
+        float32, or float64 where large whole numbers, such as labels, must stay exact.
 
     Raises
     ------
     ImageError
         If the file is cut off or damaged, or holds a colour picture.
     """
-    dtype = image.get_data_dtype()
-    if dtype.fields is not None:
+    stored = image.get_data_dtype()
+    if stored.fields is not None:
         raise ImageError(
-            f'{path}: is a colour picture ({"+".join(dtype.names)}), not a scan; export the '
+            f'{path}: is a colour picture ({"+".join(stored.names)}), not a scan; export the '
             'scan itself'
         )
-    is_complex = dtype.kind == 'c'
-    kind = np.complex64 if is_complex else np.float32
+    is_complex = stored.kind == 'c'
+    kind = np.result_type(dtype, np.complex64) if is_complex else dtype
     single = math.prod(image.shape[3:]) == 1
     try:
         with np.errstate(all='ignore'):
@@ -355,7 +359,7 @@ def read_voxels(image: Any, path: Path, notes: list[str]) -> np.ndarray:
                 data = np.asarray(image.dataobj[(..., *(0,) * (len(image.shape) - 3))])
             # Values beyond float32 become infinite and are counted with the others.
             data = np.abs(data) if is_complex else data
-            data = np.ascontiguousarray(data, dtype=np.float32)
+            data = np.ascontiguousarray(data, dtype=dtype)
     except MemoryError as error:
         raise ImageError(
             f'{path}: not enough memory to read {image.shape}; give the run more memory'

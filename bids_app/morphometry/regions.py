@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_app.errors import UsageError
+from bids_app.bids.files import MAX_TABLE_BYTES, read_text
+from bids_app.errors import ImageError, UsageError
 from bids_app.images.grids import slab
+from bids_app.images.scans import open_image, read_grid, read_voxels
 from bids_app.registration.normalisation import Normalisation
 from bids_app.registration.warp import to_native
 
@@ -237,38 +240,35 @@ def atlas_label(path: Path) -> str:
 
 
 def _read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    import nibabel as nib
-
+    """Read labels and voxel-to-world matrix; nothing that the header claims is taken on trust."""
     try:
-        image = nib.load(path)
-        data = np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f'--atlas {path}: cannot be read ({reason}); get it again') from error
-    if data.ndim > 3 and data.shape[3:] == (1,) * (data.ndim - 3):
-        data = data.reshape(data.shape[:3])
-    if data.ndim != 3:
-        raise UsageError(
-            f'--atlas {path}: the image has {data.ndim} dimensions; give one 3-D image of labels '
-            '(a probabilistic atlas has to be turned into labels first)'
-        )
+        image = open_image(path)
+        if math.prod(image.shape[3:]) > 1:
+            raise UsageError(
+                f'--atlas {path}: the image has {len(image.shape)} dimensions; give one 3-D image '
+                'of labels (a probabilistic atlas has to be turned into labels first)'
+            )
+        grid = read_grid(path)
+        data = read_voxels(image, path, [], np.float64)
+    except ImageError as error:
+        raise UsageError(f'--atlas {error}') from error
     limit = np.iinfo(np.int32).max
     if not (np.isfinite(data).all() and data.min() >= 0 and data.max() <= limit):
         raise UsageError(f'--atlas {path}: labels must be whole numbers from 0 to {limit}')
     labels = data.astype(np.int32)
-    if data.dtype.kind == 'f' and not np.array_equal(labels, data):
+    if not np.array_equal(labels, data):
         raise UsageError(
             f'--atlas {path}: the values are not whole numbers; give an image of labels, not of '
             'probabilities or intensities'
         )
-    return labels, image.affine
+    return labels, grid.affine
 
 
 def _read_names(path: Path) -> dict[int, str]:
     """Read the names of the regions by value."""
     try:
-        text = path.read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MAX_TABLE_BYTES, encoding='utf-8-sig')
+    except (OSError, ValueError) as error:
         raise UsageError(f'--atlas {path}: cannot be read ({error}); give a TSV file') from error
     first_line = text.partition('\n')[0]
     delimiter = ',' if '\t' not in first_line and ',' in first_line else '\t'

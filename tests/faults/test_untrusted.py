@@ -22,6 +22,7 @@ from bids_app.errors import ImageError, UsageError
 from bids_app.group.phenotypes import read_phenotype
 from bids_app.images.scans import load_scan, open_image, read_voxels
 from bids_app.inference.precomputed import read_on_grid
+from bids_app.morphometry.regions import read_atlas
 from bids_app.resume import file_record
 from bids_app.workflows.execution import read_plugin_file
 from bids_app.workflows.reporting import participant
@@ -150,6 +151,30 @@ def test_header_that_claims_what_is_not_there(tmp_path, start, reason, ending):
     assert '\n' not in str(caught.value)
     with pytest.raises(ImageError):
         read_on_grid(path, (32, 32, 32), np.eye(4))
+
+
+@pytest.mark.parametrize(
+    ('start', 'reason'),
+    [
+        (header2((100_000, 100_000, 100_000)), 'voxels cannot be processed'),  # 8 petabytes
+        (header2((900, 900, 900)), 'cut off'),
+        (header((32, 32, 32, 32767, 32767, 32767)), 'give one 3-D image'),
+        (header(offset=1e15), 'damaged'),
+    ],
+)
+@pytest.mark.parametrize('ending', ['.nii', '.nii.gz'])
+def test_atlas_that_claims_what_is_not_there(raw, start, reason, ending):
+    path = raw.parent / f'labels{ending}'
+    content = start + bytes(5000)
+    path.write_bytes(gzip.compress(content) if ending == '.nii.gz' else content)
+    with pytest.raises(UsageError, match=reason):
+        read_atlas(path)
+    if reason == 'voxels cannot be processed':
+        code, text, peak = app(raw, '--dry-run', '--atlas', path)
+        assert code == 2
+        assert len(text.splitlines()) == 1
+        assert f'--atlas {path}: ' in text
+        assert peak < MOST_MB
 
 
 @pytest.mark.parametrize(

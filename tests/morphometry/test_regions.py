@@ -156,6 +156,8 @@ def test_name_for_the_entity(image, name, expected):
 def test_kinds_of_images(image):
     assert read_atlas(image(dtype=np.float32)).names.keys() == {7, 300, 40_000}
     assert read_atlas(image(channels=1)).load()[0].shape == SHAPE
+    largest = 2**31 - 1  # a float32 cannot hold it
+    assert read_atlas(image((1, 2, largest), dtype=np.int32)).names.keys() == {1, 2, largest}
 
 
 def test_what_cannot_be_an_atlas(image, table, tmp_path):
@@ -167,7 +169,7 @@ def test_what_cannot_be_an_atlas(image, table, tmp_path):
         str(tmp_path / 'missing.nii.gz'): 'no file',
         f'{image(name="good.nii")}:{tmp_path / "missing.tsv"}': 'no file',
         str(table(NAMES, 'table.tsv')): 'FILE.nii.gz',
-        str(table('not an image', 'broken.nii')): 'cannot be read',
+        str(table('not an image', 'broken.nii')): 'too short for an image',
     }
     for number, (text, reason) in enumerate({
         'index\tname\n7\ta\n7\tb\n': 'twice',
