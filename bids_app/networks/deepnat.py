@@ -96,10 +96,21 @@ class DeepNAT(nn.Module):
             The 3 x 3 x 3 features from ``i`` on are those of the patch whose first voxel is
             ``2 i``, so whose centre is ``2 i + 11``.
         """
-        image = functional.relu(self.conv1(image))
-        image = functional.max_pool3d(image, 2, 2, ceil_mode=True)
-        image = functional.relu(self.norm2(self.conv2(image)))
-        return functional.relu(self.norm3(self.conv3(image)))
+        return self.deep(self.conv1(image))
+
+    def deep(self, first: torch.Tensor) -> torch.Tensor:
+        """Return the features from what the first convolution gives, before its ReLU.
+
+        Dense inference calls this once for every parity, on the same first convolution moved by a
+        voxel.
+
+        Parameters
+        ----------
+        first : torch.Tensor, shape (batch, 32, x, y, z)
+        """
+        found = functional.relu(_pool(first))
+        found = functional.relu(self.norm2(self.conv2(found)))
+        return functional.relu(self.norm3(self.conv3(found)))
 
     def head(self, features: torch.Tensor, coordinates: torch.Tensor | None) -> torch.Tensor:
         """Return the logits of some patches.
@@ -131,6 +142,20 @@ class DeepNAT(nn.Module):
         coordinates : torch.Tensor, shape (patches, coordinates), or None
         """
         return self.head(self.trunk(patches).flatten(1), coordinates)
+
+
+def _pool(volume: torch.Tensor) -> torch.Tensor:
+    """Maximum over cubes of 2 voxels; a last window that is cut off counts, as in Caffe.
+
+    Without gradients even sizes go axis by axis: a tenth of the time of the built-in pooling on a
+    CPU. The gradient of that would be slower.
+    """
+    if volume.requires_grad or any(n % 2 for n in volume.shape[2:]):
+        return functional.max_pool3d(volume, 2, 2, ceil_mode=True)
+    for axis in (2, 3, 4):
+        first, second = volume.unflatten(axis, (-1, 2)).unbind(axis + 1)
+        volume = torch.maximum(first, second)
+    return volume
 
 
 def gather_patches(features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

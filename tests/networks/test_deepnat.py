@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from bids_app.networks import build_network
-from bids_app.networks.deepnat import CENTRE, OFFSETS, DeepNAT, gather_patches
+from bids_app.networks.deepnat import CENTRE, OFFSETS, DeepNAT, _pool, gather_patches
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,10 @@ def test_tasks_are_the_centre_and_its_six_neighbours():
     assert DeepNAT(5, tasks=1)(torch.zeros(2, 1, 24, 24, 24), torch.zeros(2, 6)).shape == (2, 1, 5)
     with pytest.raises(ValueError, match='tasks'):
         DeepNAT(5, tasks=8)
+
+
+def test_pooling_is_that_of_the_library():
+    volume = torch.randn(2, 3, 6, 4, 8)
+    torch.testing.assert_close(_pool(volume), functional.max_pool3d(volume, 2, 2))
+    odd = torch.randn(1, 1, 17, 17, 17)
+    assert _pool(odd).shape[2:] == (9, 9, 9)
