@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_app import __version__
 from bids_app.cluster.batches import parse_batch
-from bids_app.config import MODULES, RunConfig, read_toml
+from bids_app.config import MODULES, OPTIONAL_MODULES, RunConfig, read_toml
 from bids_app.environment import (
     default_nprocs,
     default_work_dir,
@@ -36,7 +36,8 @@ from bids_app.interruption import MESSAGE, Interrupted, Interruption, leave
 from bids_app.options import (
     DEBUG,
     DEVICE_PATTERN,
-    LATER_MODULES,
+    DWI_DENOISE,
+    DWI_MOTION,
     PRECISIONS,
     REFERENCE_CONTRASTS,
     REFERENCES,
@@ -213,6 +214,15 @@ def _announce(config: RunConfig, records: list[SessionRecord]) -> None:
                 '%s: there is no T1w: the %s stands in for it, so volumes are less exact',
                 record.label, record.reference_name,
             )  # fmt: skip
+        elif record.dwi_alone and not record.no_tensor:
+            LOGGER.warning(
+                '%s: there is no anatomical image: a T1w is synthesised from the diffusion '
+                'images; its volumes are not those of a measured T1w', record.label,
+            )  # fmt: skip
+        elif record.dwi and record.no_tensor:
+            LOGGER.warning(
+                '%s: diffusion: %s: only the mean images are made', record.label, record.no_tensor
+            )
     for record in usable if config.derivatives else ():
         if not record.precomputed:
             LOGGER.warning(
@@ -367,6 +377,7 @@ def _checked(values: dict[str, Any]) -> RunConfig:
     values.setdefault('omp_nthreads', min(values['nprocs'], 8))
     _check_classifiers(values)
     _check_tissue_model(values)
+    _check_dwi(values)
     return RunConfig(**values)
 
 
@@ -390,6 +401,8 @@ def _check_choices(values: dict[str, Any]) -> None:
         ('registration', REGISTRATIONS),
         ('subject_anatomical_reference', REFERENCES),
         ('reference', REFERENCE_CONTRASTS),
+        ('dwi_motion', DWI_MOTION),
+        ('dwi_denoise', DWI_DENOISE),
         ('debug', DEBUG),
     ):
         asked = values.get(name, ())
@@ -415,13 +428,15 @@ def _check_choices(values: dict[str, Any]) -> None:
 def _check_modules(asked: Sequence[str]) -> tuple[str, ...]:
     """Return the modules in the order in which they run, with those they need."""
     for module in asked:
-        if module in LATER_MODULES:
-            raise UsageError(later(f'the module {module}'))
-        if module not in MODULES:
-            raise UsageError(f'there is no module "{module}"; there are {", ".join(MODULES)}')
+        if module not in MODULES + OPTIONAL_MODULES:
+            there = ', '.join(MODULES + OPTIONAL_MODULES)
+            raise UsageError(f'there is no module "{module}"; there are {there}')
+    needed = {'mask', *asked}
+    if 'dwi' in asked:
+        needed |= {'tissue', 'wholebrain'}
     if 'vbm' in asked:
-        return MODULES
-    return tuple(module for module in MODULES if module in asked or module == 'mask')
+        needed |= set(MODULES)
+    return tuple(module for module in MODULES + OPTIONAL_MODULES if module in needed)
 
 
 def _check_vbm(values: dict[str, Any]) -> None:
@@ -440,7 +455,7 @@ def _check_vbm(values: dict[str, Any]) -> None:
         )
     if asked is None:
         asked = [module for module in MODULES if module != 'vbm' or spaces]
-    values['modules'] = _check_modules(asked)
+    values['modules'] = _check_modules([*asked, *(['dwi'] if values.pop('dwi', False) else [])])
     for width in values.get('smooth_fwhm', ()):
         if not 0 < width <= 30:
             raise UsageError(f'smooth_fwhm must be above 0 and at most 30 mm, not {width:g}')
@@ -460,6 +475,17 @@ def _check_tissue_model(values: dict[str, Any]) -> None:
         raise UsageError('--tissue-model makes the tissue maps: add tissue to --modules')
     if os.sep in model:
         values['tissue_model'] = os.path.abspath(os.path.expanduser(model))
+
+
+def _check_dwi(values: dict[str, Any]) -> None:
+    """Check the options of diffusion images, and make a path of the model absolute."""
+    threshold = values.get('b0_threshold', RunConfig.b0_threshold)
+    if not 0 <= threshold < 1000:
+        raise UsageError(
+            f'b0_threshold must be from 0 to below 1000 s/mm^2, not {threshold:g}; 50 is usual'
+        )
+    if os.sep in (model := values.get('synth_model', '')):
+        values['synth_model'] = os.path.abspath(os.path.expanduser(model))
 
 
 def _check_classifiers(values: dict[str, Any]) -> None:

@@ -19,7 +19,10 @@ from typing import Any
 from bids_app.errors import UsageError
 
 MODULES = ('mask', 'tissue', 'wholebrain', 'vbm')
-"""What the participant level can compute; a later module needs the ones before it."""
+"""What the participant level computes by default; a later module needs the ones before it."""
+
+OPTIONAL_MODULES = ('dwi',)
+"""What it computes where it is asked for, and ``dwi`` also where there is nothing else."""
 
 
 def new_run_uuid() -> str:
@@ -56,7 +59,8 @@ class RunConfig:
     ``bids_filters`` is kept as the JSON file wrote it (``None`` and ``'*'`` stand for pybids'
     ``Query.NONE`` and ``Query.ANY``), so that it can be written to TOML again.
     ``model`` is the segmentation model, ``formula`` the design of the group level; the command
-    line calls both ``--model``. ``tissue_model`` is ``none``, ``auto``, or a name or folder.
+    line calls both ``--model``. ``tissue_model`` is ``none``, ``auto``, or a name or folder,
+    ``synth_model`` likewise without ``auto``. ``b0_threshold`` is in s/mm^2.
     """
 
     bids_dir: Path
@@ -89,6 +93,13 @@ class RunConfig:
     smooth_fwhm: tuple[float, ...] = (6.0, 8.0)
     atlas: tuple[str, ...] = ()
     classifier: tuple[str, ...] = ()
+
+    synth_model: str = 'deepanat'
+    synth_1mm: bool = False
+    synth_as_preproc: bool = False
+    b0_threshold: float = 50.0
+    dwi_motion: str = 'none'
+    dwi_denoise: str = 'none'
 
     work_dir: Path = Path('work')
     clean_workdir: bool = False
@@ -212,6 +223,8 @@ _TABLES: dict[str, tuple[str, ...]] = {
         'subject_anatomical_reference', 'reference', 'modules', 'model', 'tissue_model',
         'correct_lesions', 'models_dir', 'device', 'precision', 'random_seed', 'sloppy',
         'registration', 'output_spaces', 'voxel_size', 'smooth_fwhm', 'atlas', 'classifier',
+        'synth_model', 'synth_1mm', 'synth_as_preproc', 'b0_threshold', 'dwi_motion',
+        'dwi_denoise',
     ),
     'nipype': (
         'nprocs', 'omp_nthreads', 'mem_gb', 'low_mem', 'gpu_slots', 'use_plugin',

@@ -11,15 +11,16 @@ from typing import Any, NoReturn
 
 from bids_app import __version__
 from bids_app.cluster.batches import parse_batch
-from bids_app.config import MODULES
+from bids_app.config import MODULES, OPTIONAL_MODULES
 from bids_app.errors import UsageError
 from bids_app.group.options import add_group_options
 
-LATER_MODULES = ('synth',)
 REFERENCES = ('sessionwise', 'first-lex')
 REFERENCE_CONTRASTS = ('auto', 'T1w')
 PRECISIONS = ('auto', 'float32', 'bfloat16')
 REGISTRATIONS = ('network', 'refined', 'ants')
+DWI_MOTION = ('none', 'rigid')
+DWI_DENOISE = ('none', 'mppca')
 DEBUG = ('workdir', 'nipype', 'traceback')
 DEVICE_PATTERN = r'auto|cpu|cuda|cuda:\d+(,cuda:\d+)*'
 
@@ -116,6 +117,7 @@ def build_parser(*, positionals_needed: bool = True, prog: str = 'anatnet') -> P
     _add_input_options(parser)
     _add_method_options(parser)
     _add_vbm_options(parser)
+    _add_dwi_options(parser)
     _add_resource_options(parser)
     _add_run_options(parser)
     add_group_options(parser)
@@ -177,8 +179,9 @@ def _add_method_options(parser: Parser) -> None:
     group = parser.add_argument_group('what to compute, and how')
     group.add_argument(
         '--modules', nargs='+', metavar='MODULE',
-        help=f'any of {", ".join(MODULES)} (default: all); mask is always computed, and vbm needs '
-        'the others',
+        help=f'any of {", ".join(MODULES)} (default: all of these) and '
+        f'{", ".join(OPTIONAL_MODULES)}; mask is always computed, vbm needs the ones before it, '
+        'dwi needs tissue and wholebrain',
     )  # fmt: skip
     group.add_argument(
         '--model', metavar='NAME',
@@ -253,6 +256,43 @@ def _add_vbm_options(parser: Parser) -> None:
         help='apply classifiers that "group --classify" has trained: their folders '
         '(OUTPUT_DIR/group/classify_*/models/NAME), or names in --models-dir. For research, not '
         'for clinical use',
+    )  # fmt: skip
+
+
+def _add_dwi_options(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        'diffusion images (module dwi)',
+        'Where a session has diffusion images and no anatomical one, a T1w is synthesised from '
+        'them and segmented, without being asked for.',
+    )
+    group.add_argument(
+        '--dwi', action='store_true',
+        help='process diffusion images, too: the same as the module dwi on top of the others',
+    )  # fmt: skip
+    group.add_argument(
+        '--synth-model', metavar='NAME',
+        help='model that synthesises a T1w from diffusion images (default: deepanat), or none',
+    )  # fmt: skip
+    group.add_argument(
+        '--synth-1mm', action='store_true',
+        help='write the synthesised T1w at 1 mm, too, where there is a real one',
+    )  # fmt: skip
+    group.add_argument(
+        '--synth-as-preproc', action='store_true',
+        help='name a synthesised T1w desc-preproc_T1w where there is no real one, so that '
+        'fMRIPrep takes it for the T1w of the session',
+    )  # fmt: skip
+    group.add_argument(
+        '--b0-threshold', type=float, metavar='B',
+        help='largest b-value of images without diffusion weighting, s/mm^2 (default: 50)',
+    )  # fmt: skip
+    group.add_argument(
+        '--dwi-motion', choices=DWI_MOTION,
+        help='rigid: register every volume rigidly and turn its b-vector; none (default)',
+    )  # fmt: skip
+    group.add_argument(
+        '--dwi-denoise', choices=DWI_DENOISE,
+        help='mppca: remove noise by principal components before everything else; none (default)',
     )  # fmt: skip
 
 

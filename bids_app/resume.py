@@ -30,6 +30,11 @@ long as nothing is random), nor do the
 options that choose scans: those act through the inputs. Modules are compared apart, because a
 session with more of them than asked for is done."""
 
+DWI_OPTIONS = (
+    'synth_model', 'synth_1mm', 'synth_as_preproc', 'b0_threshold', 'dwi_motion', 'dwi_denoise',
+)  # fmt: skip
+"""Options of the module ``dwi``."""
+
 LISTS = ('output_spaces', 'smooth_fwhm', 'atlas')
 """Options of the module ``vbm`` of which a session may have more than is asked for."""
 
@@ -132,6 +137,8 @@ def relevant_options(config: RunConfig) -> dict[str, Any]:
     the widths of the kernels, and the atlases with the checksums of their files.
     """
     options: dict[str, Any] = {name: getattr(config, name) for name in RELEVANT_OPTIONS}
+    if 'dwi' in config.modules:
+        options |= {name: getattr(config, name) for name in DWI_OPTIONS}
     if 'vbm' in config.modules:
         options['registration'] = config.registration
         options['output_spaces'] = [

@@ -96,7 +96,8 @@ VALUES = {
     '--bids-database-dir': 'd', '--registration': 'ants', '--output-spaces': 'MNI305:res-2',
     '--reference': 'T1w', '--tissue-model': 'none',
     '--voxel-size': '2', '--smooth-fwhm': '8', '--atlas': 'a.nii', '--derivatives': 'x=raw',
-    '--batch': '1/2',
+    '--batch': '1/2', '--synth-model': 'none', '--b0-threshold': '10', '--dwi-motion': 'rigid',
+    '--dwi-denoise': 'none',
 }  # fmt: skip
 GROUP = {
     '--contrast', '--map', '--n-permutations', '--no-tfce', '--mask-threshold',
@@ -139,7 +140,6 @@ def test_options_of_later_releases_say_so(raw, option):
 @pytest.mark.parametrize(
     'options',
     [
-        ('--modules', 'mask', 'synth'),
         ('--subject-anatomical-reference', 'unbiased'),
     ],
 )  # fmt: skip
@@ -444,6 +444,21 @@ def test_config_file_alone_repeats_a_run(raw, tmp_path):
     assert again.run_uuid != first.run_uuid
 
 
+def test_diffusion_is_asked_for(raw):
+    everything = ('mask', 'tissue', 'wholebrain', 'vbm')
+    assert parse(raw).modules == everything
+    assert parse(raw, '--dwi').modules == (*everything, 'dwi')
+    assert parse(raw, '--modules', 'dwi').modules == ('mask', 'tissue', 'wholebrain', 'dwi')
+    assert parse(raw, '--modules', 'mask', '--dwi').modules == (
+        'mask', 'tissue', 'wholebrain', 'dwi'
+    )  # fmt: skip
+    config = parse(raw, '--dwi', '--synth-model', './nets/mine', '--b0-threshold', '100')
+    assert config.synth_model == os.path.abspath('nets/mine')
+    assert config.b0_threshold == 100
+    with pytest.raises(UsageError, match='b0_threshold must be'):
+        parse(raw, '--b0-threshold', '-1')
+
+
 def test_command_line_wins_over_the_file(raw, tmp_path):
     (tmp_path / 'c.toml').write_text('nprocs = 3\nmem_gb = 2\nmodules = ["mask"]\n')
     config = parse(raw, '--config_file=c.toml', '--nprocs', '1')
@@ -452,7 +467,7 @@ def test_command_line_wins_over_the_file(raw, tmp_path):
 
 def test_values_of_the_file_are_checked(raw, tmp_path):
     (tmp_path / 'c.toml').write_text('modules = ["synth"]\n')
-    with pytest.raises(UsageError, match='later release'):
+    with pytest.raises(UsageError, match='no module "synth"; there are mask, .*, vbm, dwi'):
         parse(raw, '--config-file', 'c.toml')
     (tmp_path / 'c.toml').write_text('nprocs = 1\n')
     with pytest.raises(UsageError, match='bids_dir, output_dir, analysis_level'):

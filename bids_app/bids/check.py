@@ -88,7 +88,7 @@ def check_scans(records: Iterable[SessionRecord]) -> list[str]:
     warnings = []
     for record in records:
         scans = [scan for scan in (record.reference, *record.contrasts, *record.dwi) if scan]
-        for file in (file for scan in scans for file in _files_of(scan)):
+        for file in dict.fromkeys(file for scan in scans for file in _files_of(scan)):
             if problem := content_problem(file):
                 warnings.append(f'{file.name}: {problem}')
     return warnings

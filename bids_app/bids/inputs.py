@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_app.bids import choice, gradients
+from bids_app.bids.diffusion import choose_runs
 from bids_app.bids.filters import QUERIES, match_filters
 from bids_app.bids.layout import (
     DATATYPES,
@@ -67,7 +68,9 @@ class SessionRecord:
     Labels are without ``sub-`` and ``ses-``. ``session`` is ``None`` for a subject without
     sessions, and where one result per subject is asked for. ``stand_in`` is what takes the place
     of a T1w where there is none: the T2w, the FLAIR or another anatomical image. ``precomputed``
-    are the files of other pipelines that replace ours.
+    are the files of other pipelines that replace ours. ``dwi`` are diffusion runs that belong
+    together; ``no_tensor`` says why they do not allow a tensor, ``dwi_alone`` that they are all
+    there is, so that a T1w is synthesised from them.
     """
 
     subject: str
@@ -80,11 +83,13 @@ class SessionRecord:
     note: str = field(default='', compare=False)
     precomputed: tuple[Precomputed, ...] = ()
     stand_in: Scan | None = None
+    dwi_alone: bool = False
+    no_tensor: str = ''
 
     @property
     def reference(self) -> Scan | None:
-        """The image on whose grid everything is computed, if there is one."""
-        return self.t1w or self.stand_in
+        """The image on whose grid everything is computed, or from which that image is made."""
+        return self.t1w or self.stand_in or (self.dwi[0] if self.dwi_alone else None)
 
     @property
     def reference_name(self) -> str:
@@ -114,6 +119,9 @@ class SessionRecord:
             return f'no usable T1w image ({candidates[0].reason})'
         if self.t2w or self.flair:  # only where nothing may stand in for a T1w
             return 'no T1w or UNIT1 image, which --reference T1w asks for'
+        lost = [s for s in self.skipped if s.path.name.split('.')[0].endswith('_dwi')]
+        if lost:
+            return f'no anatomical image, and no usable diffusion image ({lost[0].reason})'
         if self.dwi or self.skipped:
             return 'no anatomical image that can be used'
         return 'no anatomical image'
@@ -176,8 +184,8 @@ def collect_sessions(config: RunConfig) -> list[SessionRecord]:
             continue
         sessions = _sessions_of(config, subject, by_session)
         records += [
-            _choose(subject, session, by_session.get((subject, session), []), matches,
-                    config.bids_filters, finder, only_t1w=config.reference == 'T1w')
+            _choose(subject, session, by_session.get((subject, session), []), matches, config,
+                    finder)
             if session is None or LABEL.fullmatch(session) else _not_a_label(subject, session)
             for session in sessions
         ]  # fmt: skip
@@ -267,11 +275,11 @@ def _choose(
     session: str | None,
     images: Iterable[_Image],
     matches: Mapping[str, set[str]],
-    filters: Mapping[str, Mapping[str, Any]],
+    config: RunConfig,
     finder: gradients.GradientFinder,
-    only_t1w: bool = False,
 ) -> SessionRecord:
     """Choose the images of one session."""
+    filters, only_t1w = config.bids_filters, config.reference == 'T1w'
     skipped: list[Skipped] = []
     candidates: dict[str, list[_Image]] = {modality: [] for modality in QUERIES}
     for image in images:
@@ -307,9 +315,16 @@ def _choose(
             skipped.append(Skipped(image.path, f'no {missing} file'))
         else:
             dwi.append(Scan(image.path, image.suffix, image.entities, bval, bvec))
+    alone = chosen['t1w'] is None and instead is None and not only_t1w
+    no_tensor = ''
+    if dwi and (alone or 'dwi' in config.modules):  # to read the tables takes time
+        found = choose_runs(dwi, finder.bids_dir, config.b0_threshold)
+        dwi, no_tensor = list(found.runs), found.no_tensor
+        skipped += found.skipped
     return SessionRecord(
         subject, session, **chosen, dwi=tuple(dwi),
         skipped=tuple(sorted(skipped, key=lambda s: s.path)), stand_in=instead,
+        dwi_alone=alone and bool(dwi), no_tensor=no_tensor,
     )  # fmt: skip
 
 
@@ -390,18 +405,19 @@ def _add_missing_sessions(
 def _first_of_each_subject(records: list[SessionRecord]) -> list[SessionRecord]:
     """Keep one session of every subject and name it after the subject alone.
 
-    It is the first one with a T1w, else the first one that can be processed.
+    It is the first one with a T1w, else the first one with another anatomical image, else the
+    first one that can be processed.
     """
     by_subject: dict[str, list[SessionRecord]] = defaultdict(list)
     for record in records:
         by_subject[record.subject].append(record)
     kept = []
     for sessions in by_subject.values():
-        first = min(sessions, key=lambda r: (r.t1w is None, r.problem is not None))
+        first = min(sessions, key=lambda r: (r.t1w is None, r.problem is not None, r.dwi_alone))
         others = [r for r in sessions if r is not first]
         skipped = list(first.skipped)
         for record in others:
-            scans = (record.reference, *record.contrasts, *record.dwi)
+            scans = (record.t1w or record.stand_in, *record.contrasts, *record.dwi)
             reason = f'{first.label} was taken: one session per subject was asked for'
             skipped += [Skipped(scan.path, reason) for scan in scans if scan is not None]
             skipped += record.skipped

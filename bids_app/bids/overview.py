@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bids_app.bids.check import content_problem
 from bids_app.bids.choice import RULE
+from bids_app.bids.diffusion import RULE as DIFFUSION_RULE
 from bids_app.bids.inputs import Scan, SessionRecord
 from bids_app.bids.reference import SHARPEST
 
@@ -38,6 +39,8 @@ def overview(records: Sequence[SessionRecord], bids_dir: Path) -> str:
     lines = [f'Data set  {bids_dir}', f'Rule      of several images of a contrast, {RULE}']
     if any(record.stand_in for record in records):
         lines.append(f'          where there is no T1w, {SHARPEST}')
+    if any(record.dwi for record in records):
+        lines.append(f'          {DIFFUSION_RULE}')
     lines.append('')
     for record in records:
         lines.append(record.label if record.problem is None else f'{record.label}  NOT PROCESSED')
@@ -55,7 +58,7 @@ def _summary(records: Sequence[SessionRecord]) -> str:
     text = (
         f'{_count(subjects, "participant")}, {_count(len(records), "session")}: {good} to process'
     )
-    if others := sum(record.stand_in is not None for record in records):
+    if others := sum(bool(record.stand_in or record.dwi_alone) for record in records):
         text += f' ({others} of them without a T1w)'
     reasons: dict[str, int] = defaultdict(int)
     for record in records:
@@ -78,7 +81,9 @@ def _rows(record: SessionRecord, root: Path) -> Iterator[tuple[str, str, str]]:
             first = 'the reference: there is no T1w' if scan is record.stand_in else ''
             yield use, _relative(scan.path, root), _remark(scan, use, first)
     for scan in record.dwi:
-        yield 'DWI', _relative(scan.path, root), _remark(scan, 'dwi', _tables(scan, root))
+        notes = [_tables(scan, root), _role(record)]
+        remark = ', '.join(note for note in notes if note)
+        yield 'DWI', _relative(scan.path, root), _remark(scan, 'dwi', remark)
     for given in record.precomputed:
         text = f'of {given.name}, instead of ours'
         if problem := content_problem(given.path):
@@ -93,6 +98,13 @@ def _rows(record: SessionRecord, root: Path) -> Iterator[tuple[str, str, str]]:
         else:
             for path in paths:
                 yield 'skipped', _relative(path, root), reason
+
+
+def _role(record: SessionRecord) -> str:
+    """Say what is made of the diffusion images of a session."""
+    if record.no_tensor:
+        return f'{record.no_tensor}: only its mean images are made'
+    return 'a T1w is synthesised from it' if record.dwi_alone else ''
 
 
 def _tables(scan: Scan, root: Path) -> str:

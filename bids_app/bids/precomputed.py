@@ -64,7 +64,10 @@ def add_precomputed(
     if not derivatives:
         return list(records)
     return [
-        record if record.reference is None else _with_files(record, record.reference, derivatives)
+        # A T1w that is synthesised here has a grid that nobody else knows.
+        record
+        if record.reference is None or record.dwi_alone
+        else _with_files(record, record.reference, derivatives)
         for record in records
     ]
 

@@ -60,7 +60,9 @@ def test_counts(collect, name, sessions, t1w, t2w, flair, dwi):
     assert sum(len(record.dwi) for record in records) == dwi
     stand_ins = {'bids_real': ['FLAIR']}.get(name, [])
     assert [record.reference_name for record in records if record.stand_in] == stand_ins
-    assert sum(record.problem is None for record in records) == t1w + len(stand_ins)
+    alone = sum(record.dwi_alone for record in records)
+    assert alone == (name == 'bids_examples/dwi_deriv')
+    assert sum(record.problem is None for record in records) == t1w + len(stand_ins) + alone
 
 
 @pytest.mark.parametrize(
