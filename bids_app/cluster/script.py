@@ -208,7 +208,11 @@ def _script(
 def _work_lines(job: Job) -> list[str]:
     """Choose the folder of intermediate files."""
     if job.work_dir is not None:
-        return [f'work={shlex.quote(str(job.work_dir))}', 'clean() { :; }']
+        return [
+            f'work={shlex.quote(str(job.work_dir))}',
+            'clean() { :; }',
+            'mkdir -p "$work" || exit 1',
+        ]
     scratch = job.scratch or '${SLURM_TMPDIR:-${TMPDIR:-/tmp}}'
     return [
         '# Intermediate files lie on the node and go with the task. A task that is queued again',
@@ -241,9 +245,11 @@ def _starter(job: Job) -> list[str]:
     ]
     return [
         *(visible if gpu else []),
+        '# /tmp of the container lies in memory and is small.',
+        'export APPTAINERENV_TMPDIR="$work" SINGULARITYENV_TMPDIR="$work"',
         'runtime=$(command -v apptainer || command -v singularity) || {',
         '    echo "no apptainer or singularity on the PATH of $HOSTNAME" >&2; exit 127; }',
-        f'anatnet=("$runtime" run --cleanenv{gpu}',
+        f'anatnet=("$runtime" run --containall --cleanenv{gpu}',
         *binds,
         '    --bind "$work"',
         f'    {shlex.quote(str(job.container))})',

@@ -293,6 +293,15 @@ def test_script_calls_the_app_with_its_batch_and_cleans_up(raw, tmp_path):
     assert first['argv'][:3] == [str(raw), str(tmp_path / 'out'), 'group']
 
 
+def test_work_folder_that_tasks_share_is_made_and_stays(raw, tmp_path):
+    work = tmp_path / 'shared' / 'work'
+    assert slurm(raw, '--no-submit', '--array', '-w', str(work)) == 0
+    code, first, _, _ = run_script(scripts(tmp_path)[0], tmp_path, {'SLURM_ARRAY_TASK_ID': '5'})
+    assert code == 0
+    assert first['work_is_there']  # a container could not be given it otherwise
+    assert work.is_dir()
+
+
 @pytest.mark.parametrize('runtime', ['apptainer', 'singularity', None])
 def test_script_runs_the_container(raw, tmp_path, runtime):
     image = tmp_path / 'my image.sif'
@@ -304,7 +313,8 @@ def test_script_runs_the_container(raw, tmp_path, runtime):
     for name in ('bash', 'id', 'rm', 'mkdir'):  # nothing else is on the PATH
         (folder / name).symlink_to(shutil.which(name))
     if runtime:
-        see = f'echo "${{{runtime.upper()}ENV_CUDA_VISIBLE_DEVICES}}"'
+        names = (f'{runtime.upper()}ENV_{name}' for name in ('TMPDIR', 'CUDA_VISIBLE_DEVICES'))
+        see = 'echo ' + ' '.join(f'"${{{name}}}"' for name in names)
         (folder / runtime).write_text(f'#!/bin/bash\nprintf "%s\\n" "$@"\n{see}\n')
         (folder / runtime).chmod(0o755)
     file = tmp_path / 'script'
@@ -324,9 +334,9 @@ def test_script_runs_the_container(raw, tmp_path, runtime):
         return
     assert done.returncode == 0, done.stderr
     *words, visible = done.stdout.splitlines()
-    assert visible == '2,3'
     work = f'{scratch}/anatnet-{os.getuid()}-local-9'
-    assert words[:3] == ['run', '--cleanenv', '--nv']
+    assert visible == f'{work} 2,3'
+    assert words[:4] == ['run', '--containall', '--cleanenv', '--nv']
     binds = [second for first, second in zip(words, words[1:], strict=False) if first == '--bind']
     assert binds == [
         f'{tmp_path}:{tmp_path}', f'{raw}:{raw}:ro', f'{tmp_path}/out:{tmp_path}/out', work,
