@@ -98,6 +98,22 @@ def _outputs(recipe: Recipe) -> dict[str, Any]:
             and any(s.ranges.missing > 0 for s in recipe.stages.values()),
             'classes': list(classes),
         }
+    if task == 'deepnat':
+        from bids_app.inference.deepnat_classes import CLASSES as STRUCTURES
+        from bids_app.training.deepnat import FOREGROUND_CLASSES
+
+        count = next(iter(recipe.stages.values())).arguments['outputs']
+        foreground = count == len(FOREGROUND_CLASSES)
+        return {
+            'task': 'deepnat',
+            'classes': list(FOREGROUND_CLASSES if foreground else STRUCTURES),
+            'outputs': 'logits of the classes for each task: the centre of the patch and its '
+            'neighbours at -x, +x, -y, +y, -z, +z, 1 mm',
+        }
+    if task == 'synthesis':
+        from bids_app.diffusion.channels import CHANNELS
+
+        return {'task': task, 'channels': list(CHANNELS)}
     if task != 'segmentation':
         return {}
     return {
@@ -107,7 +123,7 @@ def _outputs(recipe: Recipe) -> dict[str, Any]:
 
 
 def plot_curve(recipe: Recipe, checkpoints: Path, out_file: Path) -> None:
-    """Draw loss and validation Dice of every stage over the steps, as a PNG."""
+    """Draw loss and validation score of every stage over the steps, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -126,7 +142,10 @@ def plot_curve(recipe: Recipe, checkpoints: Path, out_file: Path) -> None:
             axis.plot(*zip(*losses, strict=True), color='tab:blue', label='loss (running mean)')
         if scores:
             axis.plot(
-                *zip(*scores, strict=True), color='tab:orange', marker='o', label='validation Dice'
+                *zip(*scores, strict=True),
+                color='tab:orange',
+                marker='o',
+                label='validation score',
             )
         axis.set(title=name, xlabel='step', ylim=(0, 2))
         axis.grid(alpha=0.3)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DeepNAT's two networks in sequence: the foreground, then 25 structures inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bids_app.errors import ImageError, ModelError
+from bids_app.images.masks import bounding_box, clean_mask
+from bids_app.inference.coordinates import LEAST_BRAIN_MM3, brain_coordinates
+from bids_app.inference.deepnat import DensePredictor
+from bids_app.inference.deepnat_input import brain_image, coordinate_rows
+from bids_app.inference.device import resolve_precision
+from bids_app.inference.models import load_card, resident_networks
+
+FOREGROUND_MODEL = 'deepnat-foreground-miccai2012'
+STRUCTURES_MODEL = 'deepnat-structures-miccai2012'
+LOW_MEMORY_TILE = 64
+
+Refine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Takes probabilities (classes, x, y, z), image and mask (x, y, z); returns probabilities."""
+
+
+@dataclass
+class DeepNATStage:
+    """A network with what it needs.
+
+    Attributes
+    ----------
+    predictor : DensePredictor
+        The network on its device.
+    rows : list of int
+        Which of the six coordinates it takes.
+    """
+
+    predictor: DensePredictor
+    rows: list[int]
+
+
+@dataclass
+class DeepNATPosterior:
+    """What the networks found, on a box of the conformed grid.
+
+    Attributes
+    ----------
+    classes : torch.Tensor, shape (27, x, y, z), float32
+        Probabilities (:data:`bids_app.inference.deepnat_classes.CLASSES`); outside the foreground
+        all of it is background.
+    foreground : torch.Tensor, shape (x, y, z), bool
+        What the first network found.
+    corner : tuple of int
+        First voxel of the box on the conformed grid.
+    """
+
+    classes: torch.Tensor
+    foreground: torch.Tensor
+    corner: tuple[int, int, int]
+
+
+def load_stage(
+    folder: Path,
+    outputs: int,
+    *,
+    device: str = 'cpu',
+    precision: str = 'auto',
+    low_mem: bool = False,
+    parities: int = 2,
+) -> DeepNATStage:
+    """Return one of the two networks from its model folder.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Model folder.
+    outputs : int
+        What it must have: 2 for the foreground, 27 for the structures.
+    device, precision : str
+        Where and how to compute.
+    low_mem : bool
+        Start with small tiles.
+    parities : int
+        See :data:`bids_app.inference.deepnat.PARITIES`; networks with one task always use all.
+
+    Raises
+    ------
+    ModelError
+        If the folder holds no network of DeepNAT with so many outputs.
+    """
+    card = load_card(folder)
+    networks = list(resident_networks(folder).values())
+    wanted = [stage for stage in card.stages.values() if stage['network'] == 'DeepNAT']
+    if len(wanted) != 1 or len(networks) != 1 or networks[0].outputs != outputs:
+        raise ModelError(f'{folder}: not a DeepNAT network with {outputs} outputs')
+    (network,) = networks
+    rows = coordinate_rows(card.content['training_data']['coordinates'])
+    predictor = DensePredictor(
+        network,
+        device,
+        resolve_precision(precision, device),
+        LOW_MEMORY_TILE if low_mem else None,
+        parities if network.tasks > 1 else 8,
+    )
+    return DeepNATStage(predictor, rows)
+
+
+def segment_deepnat(
+    data: np.ndarray,
+    affine: np.ndarray,
+    mask: np.ndarray,
+    foreground: DeepNATStage,
+    structures: DeepNATStage,
+    refine: Refine | None = None,
+) -> DeepNATPosterior:
+    """Segment a brain into 25 structures and the remaining foreground.
+
+    Parameters
+    ----------
+    data : ndarray, shape (x, y, z)
+        Conformed T1w, 1 mm, RAS+, bias-corrected.
+    affine : array-like, shape (4, 4)
+        Voxel-to-world matrix, mm.
+    mask : ndarray, shape (x, y, z)
+        The app's brain mask.
+    foreground, structures : DeepNATStage
+        The networks.
+    refine : callable, optional
+        What comes after them, such as the conditional random field.
+
+    Returns
+    -------
+    DeepNATPosterior
+
+    Raises
+    ------
+    ImageError
+        If the mask, or what the first network leaves of it, has less than 20 cm^3.
+    """
+    image, wide = brain_image(data, affine, mask)
+    coordinates = torch.from_numpy(brain_coordinates(mask, affine))
+    box = bounding_box(wide.numpy(), 1)
+    image, wide = image[box].contiguous(), wide[box].contiguous()
+    coordinates = coordinates[(slice(None), *box)].contiguous()
+    found = foreground.predictor.probabilities(image, coordinates[foreground.rows], wide)
+    inside = torch.from_numpy(clean_mask((found[1] > 0.5).numpy()))
+    volume = float(inside.sum()) * abs(float(np.linalg.det(np.asarray(affine)[:3, :3])))
+    if volume < LEAST_BRAIN_MM3:
+        raise ImageError(
+            f'DeepNAT found {volume / 1e3:.1f} cm^3 of foreground (least: '
+            f'{LEAST_BRAIN_MM3 / 1e3:.0f} cm^3): look at the scan and its brain mask'
+        )
+    classes = structures.predictor.probabilities(image, coordinates[structures.rows], inside)
+    if refine is not None:
+        classes = refine(classes, image, inside)
+    return DeepNATPosterior(classes, inside, tuple(part.start for part in box))
