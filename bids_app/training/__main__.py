@@ -173,7 +173,7 @@ def _task(data: dict[str, Any], out: Path) -> tuple[Any, Any]:
         )  # fmt: skip
     raise UsageError(
         f'the recipe has an unknown task "{name}": segmentation, registration, tissue, '
-        'tissue-scans or deepnat'
+        'tissue-scans, deepnat or synthesis'
     )
 
 

@@ -148,7 +148,10 @@ class Deformation:
         -------
         torch.Tensor, shape (3, x, y, z)
         """
-        axes = [origin[i] + spacing * torch.arange(n) for i, n in enumerate(shape)]
+        return self.at([origin[i] + spacing * torch.arange(n) for i, n in enumerate(shape)])
+
+    def at(self, axes: list[torch.Tensor]) -> torch.Tensor:
+        """Return what :meth:`grid` does for positions along each axis, mm: (3, x, y, z)."""
         linear = [self.matrix[:, i, None] * axes[i] for i in range(3)]
         coordinates = (
             linear[0][:, :, None, None] + linear[1][:, None, :, None] + linear[2][:, None, None, :]
