@@ -32,6 +32,8 @@ figures
 *_stats.*
 *_uncertainty.*
 *_predictions.*
+*_dwiref.*
+*_dwimap.*
 group_*.tsv
 group_*.json
 group
@@ -57,7 +59,17 @@ Per session, in `sub-*/[ses-*/]anat/`, all on the grid of the T1w scan:
   a tissue model looked for them
 
 In a session without a T1w, another image stands in for it, in names, too: see `Reference` in the
-JSON files. Volumes are then less exact.
+JSON files. Volumes are then less exact. In a session with nothing but diffusion images, all is
+on the grid of `desc-synthesized_T1w`, which a network made from them.
+
+Of diffusion images, where the module `dwi` has run, on their grid:
+
+- `dwi/desc-{{b0,meandwi}}_dwiref`, `dwi/desc-brain_mask`: mean images and brain mask
+- `dwi/model-tensor_param-{{fa,md,ad,rd,evals}}_dwimap`: maps of the diffusion tensor, um^2/ms
+- `anat/space-dwi_desc-synthesized_T1w`: a T1w that a network made, not a measurement
+- `anat/space-dwi_desc-preproc_T1w`, `dwi/desc-wholebrain_dseg`: the T1w and the structures
+- `dwi/desc-wholebrain_stats.tsv`: mean and standard deviation of the maps in the structures
+- `dwi/from-*_to-*_xfm.txt`: rigid transforms between diffusion images and T1w
 
 In template space, where the module `vbm` has run:
 

@@ -24,6 +24,7 @@ from bids_app.bids.layout import (
     session_labels,
     subject_labels,
 )
+from bids_app.bids.outputs import SYNTHESIZED
 from bids_app.bids.reference import stand_in
 from bids_app.cluster.batches import take_batch
 from bids_app.errors import NoInputError
@@ -93,7 +94,12 @@ class SessionRecord:
 
     @property
     def reference_name(self) -> str:
-        """What results call their grid: ``T1w``, also for a UNIT1, or the stand-in's suffix."""
+        """What results call their grid: ``T1w``, also for a UNIT1, or the stand-in's suffix.
+
+        It is :data:`bids_app.bids.outputs.SYNTHESIZED` where there are diffusion images only.
+        """
+        if self.dwi_alone:
+            return SYNTHESIZED
         return self.stand_in.suffix if self.t1w is None and self.stand_in is not None else 'T1w'
 
     @property

@@ -7,8 +7,9 @@ extension and the fields of the sidecar that never change. No other module spell
 Files in template space exist once per space, voxel size and smoothing: the entities of their
 entries hold ``{space}``, ``{res}``, ``{fwhm}`` and ``{atlas}``, which :meth:`Outputs.path` fills;
 likewise ``{model}``, the classifier of a prediction, and ``{contrast}``, an image beside the
-reference. ``{reference}`` is filled with what :class:`Outputs` knows: the contrast of the image on
-whose grid everything is, nearly always ``T1w``.
+reference. ``{reference}`` and ``{preproc}`` are filled with what :class:`Outputs` knows: the
+contrast of the image on whose grid everything is, nearly always ``T1w``, and what its corrected
+image is called, nearly always ``preproc``.
 Where such a file must be named in one word, it is its :func:`file_id`.
 """
 
@@ -23,8 +24,15 @@ from typing import Any
 
 # The order in which the BIDS specification wants entities after sub- and ses-.
 ENTITY_ORDER = (
-    'acq', 'rec', 'run', 'from', 'to', 'mode', 'space', 'atlas', 'seg', 'res', 'label', 'desc',
+    'acq', 'rec', 'run', 'from', 'to', 'mode', 'space', 'atlas', 'seg', 'res', 'label', 'model',
+    'param', 'desc',
 )  # fmt: skip
+
+SYNTHESIZED = 'synthesized T1w'
+"""Reference of a session whose T1w was made from its diffusion images."""
+
+SYNTHESIZED_AS_PREPROC = 'synthesized T1w as preproc'
+"""The same with ``--synth-as-preproc``: its files are named like those of a measured T1w."""
 
 _BLANK = re.compile(r'\{(\w+)\}')
 
@@ -46,7 +54,23 @@ def parameters(key: str) -> tuple[str, ...]:
     """
     entry = table()[key]
     blanks = _BLANK.findall(' '.join([*entry['entities'].values(), entry['suffix']]))
-    return tuple(blank for blank in blanks if blank != 'reference')
+    return tuple(blank for blank in blanks if blank not in ('reference', 'preproc'))
+
+
+def reference_blanks(reference: str) -> dict[str, str]:
+    """Return what the blanks ``{reference}`` and ``{preproc}`` are filled with.
+
+    Examples
+    --------
+    >>> reference_blanks('FLAIR')
+    {'reference': 'FLAIR', 'preproc': 'preproc'}
+    >>> reference_blanks(SYNTHESIZED)
+    {'reference': 'T1w', 'preproc': 'synthesized'}
+    """
+    if reference in (SYNTHESIZED, SYNTHESIZED_AS_PREPROC):
+        named = 'preproc' if reference == SYNTHESIZED_AS_PREPROC else 'synthesized'
+        return {'reference': 'T1w', 'preproc': named}
+    return {'reference': reference, 'preproc': 'preproc'}
 
 
 def number_label(value: float) -> str:
@@ -119,7 +143,8 @@ class Outputs:
         Labels without ``sub-`` and ``ses-``; ``session`` is ``None`` for a data set without
         sessions.
     reference : str
-        Contrast of the image on whose grid the results are.
+        Contrast of the image on whose grid the results are, or :data:`SYNTHESIZED` or
+        :data:`SYNTHESIZED_AS_PREPROC`.
 
     Examples
     --------
@@ -141,6 +166,16 @@ class Outputs:
         self.subject = subject
         self.session = session
         self.reference = reference
+
+    @property
+    def synthesized(self) -> bool:
+        """Whether the reference was made from diffusion images."""
+        return self.reference in (SYNTHESIZED, SYNTHESIZED_AS_PREPROC)
+
+    @property
+    def contrast(self) -> str:
+        """Contrast of the reference, ``T1w`` also where it was synthesized."""
+        return reference_blanks(self.reference)['reference']
 
     @property
     def prefix(self) -> str:
@@ -194,7 +229,9 @@ class Outputs:
         fields = {**table()[key]['sidecar'], **extra}
         if isinstance(text := fields.get('Description'), str):
             fields['Description'] = self._filled(text, labels)
-        if self.reference != 'T1w':
+        if self.synthesized and not key.startswith('dwi_'):
+            fields['Reference'] = 'T1w synthesized from diffusion images, not measured'
+        elif self.reference != 'T1w' and not self.synthesized:
             fields['Reference'] = self.reference
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -224,5 +261,5 @@ class Outputs:
 
     def _filled(self, text: str, labels: dict[str, str]) -> str:
         """Fill the blanks of a text of the table."""
-        known = {'reference': self.reference, **labels}
+        known = {**reference_blanks(self.reference), **labels}
         return _BLANK.sub(lambda blank: known[blank[1]], text)

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_app.bids.outputs import Outputs, parameters, table
+from bids_app.bids.outputs import Outputs, parameters, reference_blanks, table
 from bids_app.errors import NoInputError, UsageError
 from bids_app.group import phenotypes
 from bids_app.reports.tables import number, read_tsv, total_intracranial_volume
@@ -399,7 +399,7 @@ def _template_file(name: str, prefix: str, reference: str = 'T1w') -> MapFile | 
                 break
             labels.update(found.groupdict())
         else:
-            if labels.get('contrast') == reference:
+            if labels.get('contrast') == reference_blanks(reference)['reference']:
                 continue  # the reference itself
             return MapFile(
                 key.removesuffix('_smooth'), labels.get('space', ''), labels.get('res', ''),
@@ -424,12 +424,19 @@ def _templates(
                 part: re.sub(
                     r'\{(\w+)\}',
                     r'(?P<\1>[0-9a-zA-Z+]+?)',
-                    value.replace('{reference}', reference),
+                    _known(value, reference),
                 )
                 for part, value in {**entry['entities'], 'suffix': entry['suffix']}.items()
             }
             found.setdefault((entry['extension'], frozenset(patterns)), []).append((key, patterns))
     return found
+
+
+def _known(text: str, reference: str) -> str:
+    """Fill the blanks that the reference of a session fills."""
+    for blank, value in reference_blanks(reference).items():
+        text = text.replace(f'{{{blank}}}', value)
+    return text
 
 
 def _names(folder: Path) -> set[str]:
