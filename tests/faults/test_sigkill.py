@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
@@ -35,7 +34,7 @@ def content(folder):
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory, project_dir):
     """Return a function that gives the app with two heads, what an undisturbed run writes, and
-    how many seconds it takes."""
+    the seconds after its start at which it said something, the last one that of its end."""
     app = App(tmp_path_factory.mktemp('kill'), project_dir)
     for number in (1, 2):
         app.add(f'0{number}', pack(nifti(head(number)).to_bytes()))
@@ -43,40 +42,51 @@ def undisturbed(tmp_path_factory, project_dir):
     @functools.cache
     def run(*options):
         begin = time.monotonic()
-        code, text = app.run(*options)
-        assert code == 0, text
-        found = content(app.out), time.monotonic() - begin
+        process = app.start(*options)
+        lines = [(time.monotonic() - begin, line) for line in process.stderr]
+        assert process.wait() == 0, ''.join(line for _, line in lines)
+        found = content(app.out), [when for when, _ in lines]
         clean(app)
         return found
 
     return app, run
 
 
+@pytest.fixture
+def heads(undisturbed):
+    """Give the same; whatever comes of a draw, the next one begins with empty folders."""
+    app, run = undisturbed
+    clean(app)
+    yield app, run
+    clean(app)
+
+
 def clean(app):
     for folder in (app.out, app.work):
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize('draw', range(DRAWS))
-def test_killed_at_a_random_moment(undisturbed, draw):
-    app, run = undisturbed
+def test_killed_at_a_random_moment(heads, draw):
+    app, run = heads
     options = SPACE if draw % 10 == 9 else () if draw % 3 == 0 else ('--modules', 'mask')
-    expected, seconds = run(*options)
+    expected, spoken = run(*options)
     chance = random.Random(draw)
-    moment = chance.uniform(0.1, 0.95) * seconds
+    moment = chance.uniform(0.1, 0.95) * spoken[-1]
     everything = chance.random() < 0.5  # as by a scheduler; else the main process alone
+    # Another run may be faster or slower: the moment is so long after a line as it was then.
+    lines = sum(when < moment for when in spoken[:-2])
     process = app.start(*options)
-    try:
-        _, text = process.communicate(timeout=moment)
-    except subprocess.TimeoutExpired:
-        (os.killpg if everything else os.kill)(process.pid, signal.SIGKILL)
-        _, text = process.communicate()  # the workers hold the pipe until they are gone
-        assert process.returncode == -signal.SIGKILL
-    said = [line[10:70] for line in text.splitlines() if line[2:3] == ':']
-    last = said[-1] if said else 'nothing said'
-    how = 'finished before' if process.returncode == 0 else 'all' if everything else 'main'
-    print(f'draw {draw} {" ".join(options)}: killed {how} after '
-          f'{moment:.1f} of {seconds:.1f} s: {last}')  # fmt: skip
+    said = [process.stderr.readline() for _ in range(lines)]
+    time.sleep(moment - (spoken[lines - 1] if lines else 0))
+    (os.killpg if everything else os.kill)(process.pid, signal.SIGKILL)
+    said += process.stderr  # the workers hold the pipe until they are gone
+    ended = process.wait()
+    assert ended in (-signal.SIGKILL, 0)
+    last = [line[10:70].strip() for line in said if line[2:3] == ':'][-1:] or ['nothing said']
+    how = 'finished before' if ended == 0 else 'killed all' if everything else 'killed main'
+    print(f'draw {draw} {" ".join(options)}: {how} after {moment:.1f} of {spoken[-1]:.1f} s: '
+          f'{last[0]}')  # fmt: skip
     for name, checksum in content(app.out).items():  # nobody sees half a file, not even now
         assert name.endswith('.part') or checksum == expected[name]
 
@@ -88,4 +98,3 @@ def test_killed_at_a_random_moment(undisturbed, draw):
     assert all((app.out / f'sub-0{number}.html').is_file() for number in (1, 2))
     assert not list(app.work.glob('anatnet_*/*_wf'))
     assert 'Traceback' not in text
-    clean(app)
