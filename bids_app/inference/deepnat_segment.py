@@ -143,11 +143,55 @@ def segment_deepnat(
     image, wide = brain_image(data, affine, mask)
     coordinates = torch.from_numpy(brain_coordinates(mask, affine))
     box = bounding_box(wide.numpy(), 1)
-    image, wide = image[box].contiguous(), wide[box].contiguous()
-    coordinates = coordinates[(slice(None), *box)].contiguous()
+    voxel = abs(float(np.linalg.det(np.asarray(affine)[:3, :3])))
+    classes, inside = segment_prepared(
+        image[box], wide[box], coordinates[(slice(None), *box)], foreground, structures, refine,
+        voxel,
+    )  # fmt: skip
+    return DeepNATPosterior(classes, inside, tuple(part.start for part in box))
+
+
+def segment_prepared(
+    image: torch.Tensor,
+    wide: torch.Tensor,
+    coordinates: torch.Tensor,
+    foreground: DeepNATStage,
+    structures: DeepNATStage,
+    refine: Refine | None = None,
+    voxel: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run both networks on an image that is prepared already.
+
+    Parameters
+    ----------
+    image, wide : torch.Tensor, shape (x, y, z)
+        From :func:`bids_app.inference.deepnat_input.brain_image`.
+    coordinates : torch.Tensor, shape (6, x, y, z)
+        From :func:`bids_app.inference.coordinates.brain_coordinates`.
+    foreground, structures : DeepNATStage
+        The networks.
+    refine : callable, optional
+        What comes after them.
+    voxel : float
+        Volume of a voxel, mm^3.
+
+    Returns
+    -------
+    classes : torch.Tensor, shape (27, x, y, z), float32
+        Probabilities.
+    inside : torch.Tensor, shape (x, y, z), bool
+        The foreground.
+
+    Raises
+    ------
+    ImageError
+        If the foreground has less than 20 cm^3.
+    """
+    image, wide = image.float().contiguous(), wide.contiguous()
+    coordinates = coordinates.float()
     found = foreground.predictor.probabilities(image, coordinates[foreground.rows], wide)
     inside = torch.from_numpy(clean_mask((found[1] > 0.5).numpy()))
-    volume = float(inside.sum()) * abs(float(np.linalg.det(np.asarray(affine)[:3, :3])))
+    volume = float(inside.sum()) * voxel
     if volume < LEAST_BRAIN_MM3:
         raise ImageError(
             f'DeepNAT found {volume / 1e3:.1f} cm^3 of foreground (least: '
@@ -156,4 +200,4 @@ def segment_deepnat(
     classes = structures.predictor.probabilities(image, coordinates[structures.rows], inside)
     if refine is not None:
         classes = refine(classes, image, inside)
-    return DeepNATPosterior(classes, inside, tuple(part.start for part in box))
+    return classes, inside
