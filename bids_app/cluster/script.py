@@ -251,7 +251,7 @@ def _starter(job: Job) -> list[str]:
         '    echo "no apptainer or singularity on the PATH of $HOSTNAME" >&2; exit 127; }',
         f'anatnet=("$runtime" run --containall --cleanenv{gpu}',
         *binds,
-        '    --bind "$work"',
+        f'    --bind "$work" --pwd {shlex.quote(str(job.cwd))}',
         f'    {shlex.quote(str(job.container))})',
     ]
 

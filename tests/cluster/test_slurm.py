@@ -341,6 +341,7 @@ def test_script_runs_the_container(raw, tmp_path, runtime):
     assert binds == [
         f'{tmp_path}:{tmp_path}', f'{raw}:{raw}:ro', f'{tmp_path}/out:{tmp_path}/out', work,
     ]  # fmt: skip
+    assert words[words.index('--pwd') + 1] == str(tmp_path)  # options may hold relative paths
     assert words[words.index(str(image)) :] == [
         str(image), str(raw), f'{tmp_path}/out', 'participant', '--nprocs', '4', '--mem',
         '8000M', '--work-dir', work, '--batch', '2/7', '--atlas', f'{raw}/a.nii', '--device',
