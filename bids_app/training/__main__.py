@@ -152,8 +152,16 @@ def _task(data: dict[str, Any], out: Path) -> tuple[Any, Any]:
             partial(ScanTrainer, contrasts=contrasts, least=least),
         )
     if name == 'synthesis':
-        from bids_app.training.deepanat import SynthesisTrainer
         from bids_app.training.deepanat_samples import load_anatomies
+
+        if 'adversarial' in data:
+            from functools import partial
+
+            from bids_app.training.deepanat_gan import AdversarialTrainer, Adversary
+
+            adversary = Adversary(**data['adversarial'])
+            return load_anatomies, partial(AdversarialTrainer, adversary=adversary)
+        from bids_app.training.deepanat import SynthesisTrainer
 
         return load_anatomies, SynthesisTrainer
     if name == 'deepnat':

@@ -181,11 +181,7 @@ class Trainer:
         path = self.folder / 'checkpoint.pt'
         if not path.exists():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.network.load_state_dict(state['network'])
-        self.average.load_state_dict(state['average'])
-        self.optimizer.load_state_dict(state['optimizer'])
-        self.step, self.best = state['step'], state['best']
+        self._restore(torch.load(path, map_location=self.device, weights_only=True))
         logger.info('%s: resumed at step %d', self.folder.name, self.step)
 
     def _save(self, name: str, content: dict[str, object]) -> None:
@@ -212,16 +208,24 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Write all that a later call needs to go on."""
-        self._save(
-            'checkpoint.pt',
-            {
-                'network': self.network.state_dict(),
-                'average': self.average.state_dict(),
-                'optimizer': self.optimizer.state_dict(),
-                'step': self.step,
-                'best': self.best,
-            },
-        )
+        self._save('checkpoint.pt', self._state())
+
+    def _state(self) -> dict[str, object]:
+        """Return what a checkpoint holds."""
+        return {
+            'network': self.network.state_dict(),
+            'average': self.average.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'step': self.step,
+            'best': self.best,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Go on from the content of a checkpoint."""
+        self.network.load_state_dict(state['network'])
+        self.average.load_state_dict(state['average'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.step, self.best = state['step'], state['best']
 
     def run(self, steps: int | None = None, minutes: float | None = None) -> Path:
         """Train until ``steps`` or for ``minutes``, whichever comes first.
