@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fully connected conditional random field in 3D, by mean field and fast filtering.
+
+Every voxel of the brain is joined to every other, with two kernels: near voxels have the same
+label (smoothness), and so have those that are near and equally bright (appearance). A step of the
+mean field is then a Gaussian and a bilateral filter of the probabilities (Kraehenbuehl and Koltun,
+Efficient inference in fully connected CRFs with Gaussian edge potentials, NIPS 2011). The
+bilateral filter works on a bilateral grid over x, y, z and brightness: splat, blur, slice (Chen,
+Paris and Durand, Real-time edge-aware image processing with the bilateral grid, SIGGRAPH 2007).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bids_app.images.masks import bounding_box
+
+_FLOOR = 1e-5
+"""Least probability of a class that enters: no class is impossible."""
+_LOCAL = 1e-3
+"""A class occurs where it has at least this probability; beyond it the smoothness kernel does not
+look for it."""
+_GRID_VALUES = 1 << 26
+"""Values of the bilateral grid at a time (256 MiB): classes are filtered in groups."""
+
+
+@dataclass(frozen=True)
+class CRFParameters:
+    """Kernels of the field; both are scaled to the mean over the neighbours.
+
+    Attributes
+    ----------
+    smoothness_weight, appearance_weight : float
+        What full agreement of all neighbours adds to the logarithm of a probability.
+    smoothness_mm : float
+        Standard deviation of the smoothness kernel, mm.
+    appearance_mm, appearance_brightness : float
+        Standard deviations of the appearance kernel: mm, and the unit of the image.
+    iterations : int
+        Steps of the mean field.
+    """
+
+    smoothness_weight: float = 1.0
+    smoothness_mm: float = 1.0
+    appearance_weight: float = 1.0
+    appearance_mm: float = 4.0
+    appearance_brightness: float = 0.08
+    iterations: int = 5
+
+
+def dense_crf(
+    probabilities: torch.Tensor,
+    image: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    parameters: CRFParameters = CRFParameters(),
+    voxel_mm: float = 1.0,
+    device: str = 'cpu',
+    threads: int | None = None,
+    cells_per_sigma: float = 1.0,
+) -> torch.Tensor:
+    """Sharpen the probabilities of classes with a dense conditional random field.
+
+    Potts compatibility. Messages are normalised: they are means over the neighbours, weighted with
+    the kernel, of the neighbours' probabilities. The smoothness kernel leaves out the voxel
+    itself; the appearance kernel holds it (one of hundreds).
+
+    Parameters
+    ----------
+    probabilities : torch.Tensor, shape (classes, x, y, z)
+        They sum to 1.
+    image : torch.Tensor, shape (x, y, z)
+        Brightness, such as :func:`bids_app.images.intensity.normalise_brain` makes.
+    mask : torch.Tensor, shape (x, y, z), bool
+        The voxels that take part.
+    parameters : CRFParameters
+        Kernels and their weights.
+    voxel_mm : float
+        Edge of a voxel, mm.
+    device : str
+        Torch device to compute on.
+    threads : int, optional
+        CPU threads.
+    cells_per_sigma : float
+        Resolution of the bilateral grid: cells per standard deviation. At 1 (at 3),
+        probabilities of the tests are within 0.03 (0.006) of those of the exact kernel, in the
+        mean within 0.002 (0.0003).
+
+    Returns
+    -------
+    torch.Tensor, shape (classes, x, y, z), float32
+        On the CPU; voxels outside the mask are as they were.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    result = probabilities.detach().to('cpu', torch.float32, copy=True)
+    if parameters.iterations < 1 or not bool(mask.any()):
+        return result
+    box = bounding_box(mask.cpu().numpy())
+    inside = mask[box].to(device, torch.bool)
+    given = result[(slice(None), *box)].to(device)[:, inside]
+    evidence = given.clamp_min(_FLOOR).log_().T.contiguous()
+    smooth = _Smoothness(inside, given > _LOCAL, parameters.smoothness_mm / voxel_mm)
+    appearance = None
+    if parameters.appearance_weight:
+        appearance = _BilateralGrid(
+            inside,
+            image[box].to(device, torch.float32)[inside],
+            parameters.appearance_mm / voxel_mm,
+            parameters.appearance_brightness,
+            cells_per_sigma,
+        )
+    believed = evidence.softmax(dim=1)
+    for _ in range(parameters.iterations):
+        update = evidence.clone()
+        if parameters.smoothness_weight:
+            smooth.add_message(believed, parameters.smoothness_weight, update)
+        if appearance is not None:
+            appearance.add_message(believed, parameters.appearance_weight, update)
+        believed = update.softmax(dim=1)
+    result[(slice(None), *box)][:, inside.cpu()] = believed.T.cpu()
+    return result
+
+
+class _Smoothness:
+    """The Gaussian kernel over the places of voxels, cut off at three standard deviations."""
+
+    def __init__(self, inside: torch.Tensor, occurs: torch.Tensor, sigma: float) -> None:
+        self.inside = inside
+        self.taps = _gaussian(sigma**2)
+        self.number = torch.zeros(inside.shape, dtype=torch.int32, device=inside.device)
+        self.number[inside] = torch.arange(
+            int(inside.sum()), dtype=torch.int32, device=inside.device
+        )
+        # The kernel at the voxel itself is 1, which is left out here and below.
+        self.norm = (_blur(inside.float(), self.taps, range(3))[inside] - 1).clamp_min_(1e-6)
+        volume = torch.zeros_like(inside)
+        self.boxes: dict[int, tuple[slice, ...]] = {}
+        for number, local in enumerate(occurs):
+            if bool(local.any()):
+                volume[inside] = local
+                self.boxes[number] = bounding_box(volume.cpu().numpy(), len(self.taps))
+
+    def add_message(self, believed: torch.Tensor, weight: float, update: torch.Tensor) -> None:
+        """Add the weighted means over the neighbours to ``update``; both (voxels, classes)."""
+        for number, box in self.boxes.items():
+            inside = self.inside[box]
+            rows = self.number[box][inside].long()
+            own = believed[rows, number]
+            volume = torch.zeros(inside.shape, device=own.device)
+            volume[inside] = own
+            mean = (_blur(volume, self.taps, range(3))[inside] - own) / self.norm[rows]
+            update[rows, number] += weight * mean
+
+
+class _BilateralGrid:
+    """The Gaussian kernel over place and brightness, on a grid with about one cell per sigma.
+
+    Splat and slice are linear in all four directions, a sparse matrix and its transpose. Both
+    together blur by a third of a cell's square on average, the blur of the grid adds the rest.
+    """
+
+    def __init__(
+        self,
+        inside: torch.Tensor,
+        brightness: torch.Tensor,
+        sigma: float,
+        brightness_sigma: float,
+        cells_per_sigma: float,
+    ) -> None:
+        places = [place.float() for place in inside.nonzero().T]
+        lengths = [float(n - 1) for n in inside.shape]
+        places.append(brightness - brightness.min())
+        lengths.append(float(places[-1].max()))
+        sigmas = (sigma, sigma, sigma, brightness_sigma)
+        base = torch.zeros(len(brightness), dtype=torch.int64, device=brightness.device)
+        fractions = []
+        self.shape: list[int] = []
+        for place, length, width in zip(places, lengths, sigmas, strict=True):
+            span = length * cells_per_sigma / width
+            cells = int(span) + 2
+            # The grid lies symmetrically about the brain.
+            position = place * (cells_per_sigma / width) + (cells - 1 - span) / 2
+            cell = position.floor().clamp_(0, cells - 2)
+            fractions.append(position - cell)
+            base = base * cells + cell.long()
+            self.shape.append(cells)
+        corners = np.indices((2, 2, 2, 2)).reshape(4, -1).T.tolist()
+        columns = torch.empty((len(base), 16), dtype=torch.int32, device=base.device)
+        weights = torch.empty((len(base), 16), device=base.device)
+        for number, corner in enumerate(corners):
+            step, weight = 0, torch.ones_like(brightness)
+            for high, fraction, cells in zip(corner, fractions, self.shape, strict=True):
+                step = step * cells + high
+                weight *= fraction if high else 1 - fraction
+            columns[:, number] = base + step
+            weights[:, number] = weight
+        self.splat, self.slice = _sparse_pair(columns, weights, int(np.prod(self.shape)))
+        self.taps = _gaussian(max(cells_per_sigma**2 - 1 / 3, 0.1))
+        ones = torch.ones((len(base), 1), device=base.device)
+        self.norm = self._filter(ones).clamp_min_(1e-6)
+
+    def _filter(self, values: torch.Tensor) -> torch.Tensor:
+        grid = (self.splat @ values).view(*self.shape, -1)
+        return self.slice @ _blur(grid, self.taps, range(4)).view(-1, values.shape[1])
+
+    def add_message(self, believed: torch.Tensor, weight: float, update: torch.Tensor) -> None:
+        """Add the weighted means over all voxels to ``update``; both (voxels, classes)."""
+        group = max(1, _GRID_VALUES // int(np.prod(self.shape)))
+        for first in range(0, believed.shape[1], group):
+            some = slice(first, first + group)
+            message = self._filter(believed[:, some].contiguous())
+            update[:, some] += message.div_(self.norm).mul_(weight)
+
+
+def _sparse_pair(
+    columns: torch.Tensor, weights: torch.Tensor, cells: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sparse matrices to the grid and from it, (cells, voxels) and (voxels, cells)."""
+    from scipy import sparse
+
+    voxels, corners = columns.shape
+    starts = np.arange(voxels + 1, dtype=np.int32) * corners
+    content = weights.cpu().numpy().ravel(), columns.cpu().numpy().ravel(), starts
+    back = sparse.csr_matrix(content, (voxels, cells))
+    pair = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Sparse CSR tensor support is in beta')
+        for matrix in (back.T.tocsr(), back):
+            parts = (torch.from_numpy(one) for one in (matrix.indptr, matrix.indices, matrix.data))
+            found = torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=False)
+            pair.append(found.to(columns.device))
+    return pair[0], pair[1]
+
+
+def _gaussian(variance: float) -> list[float]:
+    """Return a Gaussian at 0, 1, 2, ... up to three standard deviations; 1 in the middle."""
+    count = max(1, int(np.ceil(3 * variance**0.5)))
+    return np.exp(-(np.arange(count + 1) ** 2) / (2 * variance)).tolist()
+
+
+def _blur(volume: torch.Tensor, taps: list[float], axes: range) -> torch.Tensor:
+    """Convolve along some axes with a symmetric kernel; zeros beyond the border."""
+    for axis in axes:
+        size = volume.shape[axis]
+        blurred = volume * taps[0]
+        for step, tap in enumerate(taps[1:size], start=1):
+            rest = size - step
+            blurred.narrow(axis, step, rest).add_(volume.narrow(axis, 0, rest), alpha=tap)
+            blurred.narrow(axis, 0, rest).add_(volume.narrow(axis, step, rest), alpha=tap)
+        volume = blurred
+    return volume
