@@ -24,11 +24,16 @@ STATE_SCHEMA = 1
 ANY_SIZE = -1
 """Recorded size of an output that may be written again, such as a report."""
 
-RELEVANT_OPTIONS = ('model', 'tissue_model', 'correct_lesions', 'precision', 'sloppy')
+RELEVANT_OPTIONS = (
+    'model', 'segmentation', 'tissue_model', 'correct_lesions', 'precision', 'sloppy',
+)  # fmt: skip
 """Options that change what is written; devices, threads and memory do not count (nor the seed, as
 long as nothing is random), nor do the
 options that choose scans: those act through the inputs. Modules are compared apart, because a
 session with more of them than asked for is done."""
+
+DEEPNAT_OPTIONS = ('crf', 'deepnat_parities')
+"""Options of ``--segmentation deepnat``; its models are compared by their checksums."""
 
 DWI_OPTIONS = (
     'synth_model', 'synth_1mm', 'synth_as_preproc', 'b0_threshold', 'dwi_motion', 'dwi_denoise',
@@ -137,6 +142,8 @@ def relevant_options(config: RunConfig) -> dict[str, Any]:
     the widths of the kernels, and the atlases with the checksums of their files.
     """
     options: dict[str, Any] = {name: getattr(config, name) for name in RELEVANT_OPTIONS}
+    if config.segmentation == 'deepnat':
+        options |= {name: getattr(config, name) for name in DEEPNAT_OPTIONS}
     if 'dwi' in config.modules:
         options |= {name: getattr(config, name) for name in DWI_OPTIONS}
     if 'vbm' in config.modules:
@@ -215,7 +222,10 @@ def _change(
     version: str,
 ) -> str | None:
     names = {relative(path, config.bids_dir): path for path in inputs}
-    if set(names) != set(state.inputs):
+    before = set(state.inputs)
+    if 'dwi' not in config.modules:  # a session with more modules than asked for is done
+        before = {name for name in before if not _of_diffusion(name)}
+    if set(names) != before:
         return 'other input files'
     for name, path in names.items():
         if not unchanged(path, state.inputs[name]):
@@ -239,6 +249,11 @@ def _change(
     if state.version != version:
         return f'made by AnatNet {state.version}'
     return None
+
+
+def _of_diffusion(name: str) -> bool:
+    """Tell whether an input file is a diffusion image or its gradient table."""
+    return '/dwi/' in name or name.endswith(('.bval', '.bvec'))
 
 
 def _lost_output(state: SessionState, output_dir: Path) -> str | None:

@@ -25,7 +25,9 @@ PUBLISHED = (
 
 STEPS = (
     'conform', 'mask', 'bias', 'segment', 'coregister', 'tissue', 'restore', 'precomputed',
-    'normalise', 'measure', 'warp', 'modulate', 'predict', 'regions',
+    'structures',
+    'normalise', 'measure', 'warp', 'modulate', 'predict', 'regions', 'dwi_series', 'dwi_maps',
+    'dwi_regions',
 )  # fmt: skip
 """Steps whose findings are gathered. Files in template space are listed in them, too."""
 

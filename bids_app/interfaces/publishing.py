@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.files import atomic_copy, write_sidecar
-from bids_app.bids.outputs import Outputs, file_id
+from bids_app.bids.outputs import Outputs, file_id, table
 from bids_app.errors import AnatNetError
 from bids_app.interfaces.sidecars import LESIONS, Session, describe
 from bids_app.resume import relative
@@ -87,7 +87,7 @@ def publish(
 
 
 def remove_outdated(outputs: Outputs, files: Iterable[str]) -> None:
-    """Remove what an earlier run wrote of contrasts and lesions and this one did not.
+    """Remove what an earlier run wrote of contrasts, lesions and diffusion and this one did not.
 
     A contrast that was registered then and is not now, or lesions of another tissue model, would
     be taken for results of this run.
@@ -102,6 +102,7 @@ def remove_outdated(outputs: Outputs, files: Iterable[str]) -> None:
     kinds = ('contrast_preproc', 'xfm_to_reference', 'xfm_from_reference')
     optional = [
         *LESIONS,
+        *(key for key in table() if key.startswith('dwi_')),
         *(
             file_id(kind, contrast=name)
             for name in ('T2w', 'FLAIR')

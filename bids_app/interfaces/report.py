@@ -16,6 +16,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from bids_app.bids.outputs import table
 from bids_app.interfaces.anat import Stopwatch, read_info, write_info
 from bids_app.interfaces.sidecars import LESIONS, tissue_role
 
@@ -117,6 +118,9 @@ def report_content(
     notes = steps.get('precomputed', {}).get('notes', [])
     warnings += [f'What --derivatives gives: {note}' for note in notes]
     used = steps.get('tissue', {}).get('tissue_model', {})
+    if labelled := steps.get('structures'):
+        run['structures'] = _deepnat_words(labelled)
+        warnings += [f'Weights of DeepNAT: {licence}' for licence in labelled['licences']]
     return {
         **context,
         'models': [
@@ -136,11 +140,62 @@ def report_content(
         'predictions': _with_tables('predictions', context, info, outputs),
         'contrasts': _contrasts(context, info, outputs),
         'tissue_model': used,
+        'dwi': diffusion_content(context.get('dwi', {}), info, outputs),
     }
+
+
+def _deepnat_words(found: Mapping[str, Any]) -> str:
+    """Say what labelled the structures, and which of the usual ones are missing."""
+    field = 'with' if found['crf'] else 'without'
+    return (
+        f'DeepNAT, {field} conditional random field; it does not know {", ".join(found["absent"])}'
+    )
 
 
 def _written(path: Path, outputs: Any, info: Mapping[str, Any]) -> bool:
     return path.relative_to(outputs.output_dir).as_posix() in info.get('outputs', {})
+
+
+def diffusion_content(
+    context: Mapping[str, Any], info: Mapping[str, Any], outputs: Any
+) -> dict[str, Any]:
+    """Put together what a report shows of diffusion images; empty if there are none.
+
+    Parameters
+    ----------
+    context : mapping
+        The field ``dwi`` of what was known beforehand: ``alone``.
+    info, outputs
+        As for :func:`report_content`.
+    """
+    steps = info.get('steps', {})
+    if 'dwi_series' not in steps:
+        return {}
+    series, mapped, aligned = (
+        steps.get(step, {}) for step in ('dwi_series', 'dwi_maps', 'dwi_regions')
+    )
+    paths = {key: outputs.path(key) for key in table() if key.startswith('dwi_')}
+    described = ('volumes', 'shells', 'directions', 'uncorrected', 'motion', 'noise')
+    failed = next(
+        (s for s in (series, mapped, aligned) if s.get('status') not in (None, 'ok')), {}
+    )
+    motion = series.get('motion') or {}
+    return {
+        **context,
+        'status': failed.get('status', 'ok'),
+        'reasons': list(failed.get('reasons', ())),
+        'notes': [*series.get('notes', ()), *mapped.get('notes', ())],
+        'no_tensor': series.get('no_tensor') or '',
+        'model': mapped.get('synthesis', {}).get('name', ''),
+        **{name: series[name] for name in described if name in series and name != 'motion'},
+        'motion': {k: v for k, v in motion.items() if k != 'displacement_mm'},
+        **{
+            name: aligned[name]
+            for name in ('registrations', 'through', 'apart_mm', 'agreement')
+            if name in aligned
+        },
+        'files': {key: str(path) for key, path in paths.items() if _written(path, outputs, info)},
+    }
 
 
 def _contrasts(

@@ -21,14 +21,17 @@ FROM_NETWORK = {
     'probseg_gm': ('tissue', 'segment'),
     'probseg_wm': ('tissue', 'segment'),
     'probseg_csf': ('tissue', 'segment'),
-    'wholebrain_dseg': ('segment',),
+    'wholebrain_dseg': ('structures', 'segment'),
     'uncertainty': ('segment',),
     'tissue_morph': ('tissue', 'segment'),
-    'wholebrain_morph': ('segment',),
+    'wholebrain_morph': ('structures', 'segment'),
 }
 """For every derivative that a network made, the step whose model, device and precision it names:
 the first of these that there is."""
 
+
+DEEPNAT_ROLES = ('foreground', 'structures')
+"""Roles of the two networks of DeepNAT among the models of a run."""
 
 LESIONS = ('lesion_probseg', 'lesion_mask', 'lesion_morph')
 """What a tissue model that finds lesions makes besides."""
@@ -109,12 +112,16 @@ def describe(identifier: str, session: Session) -> dict[str, Any]:
     key, labels = parse_file_id(identifier)
     if key == 'predictions':
         extra = _prediction(labels['model'], session)
+    elif key.startswith('dwi_'):
+        from bids_app.interfaces.dwi_sidecars import of_diffusion
+
+        extra = of_diffusion(key, session)
     elif 'contrast' in labels:
         extra = _of_contrast(key, labels['contrast'], session)
     else:
         extra = _in_template_space(key, labels, session) if labels else _native(key, session)
     columns: dict[str, Any] = {}
-    for step in ('tissue', 'measure', 'predict', 'regions'):
+    for step in ('tissue', 'measure', 'predict', 'regions', 'dwi_regions'):
         columns.update(session.steps.get(step, {}).get('columns', {}))
     return session.outputs.sidecar(identifier, **{**columns.get(identifier, {}), **extra})
 
@@ -126,7 +133,11 @@ def _native(key: str, session: Session) -> dict[str, Any]:
     else:
         source = session.uri('preproc')
     extra: dict[str, Any] = {'Sources': [source]}
-    if key == 'preproc' and _stripped(session):
+    if key == 'preproc' and session.outputs.synthesized:
+        from bids_app.interfaces.dwi_sidecars import of_synthesis
+
+        extra.update(of_synthesis(session))
+    elif key == 'preproc' and _stripped(session):
         extra['Description'] = (
             'Bias-corrected {reference} image on the grid of the scan, which came skull-stripped'
         )
@@ -137,8 +148,10 @@ def _native(key: str, session: Session) -> dict[str, Any]:
             found = session.steps[step]
             if step == 'tissue':
                 extra.update(_tissue_model(found, source, session))
+            elif step == 'structures':
+                return {**extra, **_deepnat(key, found, source, session)}
             else:
-                extra.update(_network(session.models.get('segmentation', {}), found))
+                extra.update(network_fields(session.models.get('segmentation', {}), found))
             break
     if 'precomputed' in session.steps:
         extra.update(_replaced(key, source, session.steps['precomputed']['sources']))
@@ -156,7 +169,24 @@ def _tissue_model(found: Mapping[str, Any], source: str, session: Session) -> di
         ],
         'Contrasts': list(used['contrasts']),
         'LesionsCorrected': used['corrected'] if used['lesions'] else None,
-        **_network(session.models.get(tissue_role(used['name']), {}), found),
+        **network_fields(session.models.get(tissue_role(used['name']), {}), found),
+    }
+
+
+def _deepnat(key: str, found: Mapping[str, Any], source: str, session: Session) -> dict[str, Any]:
+    """Say that DeepNAT made the structures: both models, and what it does not tell apart."""
+    first, second = (session.models.get(role, {}) for role in DEEPNAT_ROLES)
+    description = str(table()[key]['sidecar']['Description'])
+    absent = ', '.join(found['absent'])
+    description += f'; the 25 structures of DeepNAT, which does not know {absent}'
+    return {
+        'Sources': [source, session.uri('brain_mask')],
+        'Description': description,
+        'Segmentation': 'DeepNAT',
+        'ForegroundModel': network_fields(first, found)['Model'],
+        **network_fields(second, found),
+        'ConditionalRandomField': bool(found['crf']),
+        'License': '; '.join(found['licences']),
     }
 
 
@@ -262,7 +292,7 @@ def _prediction(name: str, session: Session) -> dict[str, Any]:
         'Sources': [session.uri(found['map'])],
         'Target': found['target'],
         'Caveat': CAVEAT,
-        **_network(model, {'device': 'cpu', 'precision': 'float32'}),
+        **network_fields(model, {'device': 'cpu', 'precision': 'float32'}),
     }
 
 
@@ -273,11 +303,11 @@ def _registration(space: str, found: Mapping[str, Any], session: Session) -> dic
     if method == 'ants':
         fields['Software'] = 'ANTs (SyN)'
     else:
-        fields.update(_network(session.models.get('registration', {}), found))
+        fields.update(network_fields(session.models.get('registration', {}), found))
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _network(model: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+def network_fields(model: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """Say which network was used, where and how."""
     return {
         'Model': {

@@ -95,6 +95,12 @@ class SessionReport:
     tissue_model : dict
         What made the tissue maps, if it was not the segmentation model: ``name``, ``contrasts``
         that it used, ``unused``, ``lesions`` (whether it looked for them) and ``corrected``.
+    dwi : dict
+        What was made of diffusion images: ``alone`` (there was nothing else), ``status``,
+        ``reasons``, ``notes``, ``no_tensor``, ``model`` (that of the synthesis), ``volumes``,
+        ``shells``, ``directions``, ``uncorrected``, ``motion``, ``registrations`` by what they
+        went through, ``through``, ``apart_mm``, ``agreement`` and ``files`` by their keys in the
+        table of outputs; empty without diffusion images.
     methods : str
         Methods text in Markdown with citations such as ``[@n4]``.
     """
@@ -119,6 +125,7 @@ class SessionReport:
     predictions: list[dict[str, Any]] = field(default_factory=list)
     contrasts: list[dict[str, Any]] = field(default_factory=list)
     tissue_model: dict[str, Any] = field(default_factory=dict)
+    dwi: dict[str, Any] = field(default_factory=dict)
     methods: str = ''
 
     def to_dict(self, root: str | Path | None = None) -> dict[str, Any]:
@@ -186,6 +193,8 @@ def with_paths(content: Mapping[str, Any], change: Callable[[str], str]) -> dict
     result = dict(content)
     if 'files' in result:
         result['files'] = files(result['files'])
+    if result.get('dwi'):
+        result['dwi'] = {**result['dwi'], 'files': files(result['dwi'].get('files'))}
     if 'spaces' in result:
         result['spaces'] = [
             {**space, 'files': files(space.get('files')), 'template': files(space.get('template'))}

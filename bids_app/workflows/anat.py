@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
+from bids_app.bids.outputs import reference_blanks
 from bids_app.interfaces.anat import (
     ConformScan,
     CorrectBias,
@@ -22,6 +23,15 @@ from bids_app.interfaces.measure import MeasureBrain
 from bids_app.interfaces.precomputed import OWN, UsePrecomputed
 from bids_app.interfaces.publish import PublishSession
 from bids_app.interfaces.report import WriteReport
+from bids_app.workflows.deepnat import DEEPNAT_SECONDS, DeepNATSettings, structures_node
+from bids_app.workflows.dwi import (
+    DWI_SECONDS,
+    DwiSettings,
+    align_node,
+    init_dwi_wf,
+    series_memory,
+    series_nodes,
+)
 from bids_app.workflows.vbm import INPUTS, VbmSettings, init_vbm_wf
 
 if TYPE_CHECKING:
@@ -31,6 +41,7 @@ EXPECTED_SECONDS = {
     'conform': 2.0, 'mask': 5.0, 'bias': 5.0, 'segment': 20.0, 'coregister': 20.0, 'tissue': 15.0,
     'restore': 1.0, 'precomputed': 3.0, 'normalise': 15.0, 'measure': 3.0, 'warp': 3.0,
     'modulate': 3.0, 'predict': 2.0, 'regions': 2.0, 'publish': 6.0, 'report': 10.0,
+    **DEEPNAT_SECONDS, **DWI_SECONDS,
 }  # fmt: skip
 """Rough times on 2 CPU cores, until the first scan has been measured."""
 
@@ -48,6 +59,8 @@ def anat_steps(
     vbm: VbmSettings | None = None,
     contrasts: Collection[str] = (),
     tissue_model: str = 'none',
+    dwi: DwiSettings | None = None,
+    deepnat: DeepNATSettings | None = None,
 ) -> tuple[str, ...]:
     """Return the names of the nodes that a session needs, in order.
 
@@ -63,19 +76,27 @@ def anat_steps(
         Contrasts that the session has besides its reference.
     tissue_model : str
         ``none``, or what makes the tissue maps.
+    dwi : DwiSettings, optional
+        What is made of diffusion images.
+    deepnat : DeepNATSettings, optional
+        How DeepNAT labels the structures; without it, the segmentation model does.
     """
+    series = ('dwi_series', 'dwi_maps') if dwi else ()
+    if dwi and dwi.maps_only:
+        return (*series, 'publish', 'report')
     if not {'tissue', 'wholebrain'} & set(modules):
         given = any(one.kind == 'brain_mask' for one in precomputed)
         replacing = ('precomputed',) if given else ()
-        return ('conform', 'mask', 'restore', *replacing, 'publish', 'report')
+        return (*series, 'conform', 'mask', 'restore', *replacing, 'publish', 'report')
     others = ('coregister',) if contrasts else ()
     tissue = ('tissue',) if tissue_model != 'none' and 'tissue' in modules else ()
     replacing = ('precomputed',) if precomputed else ()
+    labelling = ('structures',) if deepnat and 'wholebrain' in modules else ()
     register = ('normalise',) if vbm else ()
     after = vbm.steps if vbm else ()
     return (
-        'conform', 'mask', 'bias', 'segment', *others, *tissue, *replacing, *register, 'measure',
-        *after, 'publish', 'report',
+        *series, 'conform', 'mask', 'bias', 'segment', *others, *tissue, *replacing, *labelling,
+        *register, 'measure', *after, *(('dwi_regions',) if dwi else ()), 'publish', 'report',
     )  # fmt: skip
 
 
@@ -95,6 +116,8 @@ def init_anat_wf(
     models_dir: Path | None = None,
     correct_lesions: bool = False,
     vbm: VbmSettings | None = None,
+    dwi: DwiSettings | None = None,
+    deepnat: DeepNATSettings | None = None,
     precomputed: Sequence[Precomputed] = (),
     precomputed_uris: Mapping[str, str] | None = None,
     device: str = 'cpu',
@@ -113,8 +136,11 @@ def init_anat_wf(
         ``mask`` alone conform -> mask -> restore -> publish -> report. All of them pass files.
         Further contrasts go through ``coregister``, which follows ``segment``, and a tissue model
         through ``tissue`` after both. Where other pipelines have made a mask or tissues,
-        ``precomputed`` follows (or comes after ``restore``). In template space, normalise ->
-        warp, modulate, predict, regions lie between these and ``publish``.
+        ``precomputed`` follows (or comes after ``restore``), and DeepNAT's ``structures`` after
+        it. In template space, normalise ->
+        warp, modulate, predict, regions lie between these and ``publish``. Diffusion images go
+        through dwi_series -> dwi_maps -> dwi_regions, the last of which needs the structures;
+        where there is nothing else, dwi_maps makes what ``conform`` begins with.
 
     Parameters
     ----------
@@ -143,6 +169,10 @@ def init_anat_wf(
         Count lesions that the tissue model finds as white matter.
     vbm : VbmSettings, optional
         What is wanted in template space.
+    dwi : DwiSettings, optional
+        What is made of diffusion images.
+    deepnat : DeepNATSettings, optional
+        How DeepNAT labels the structures; without it, the segmentation model does.
     precomputed : sequence of Precomputed
         Files of other pipelines that replace ours.
     precomputed_uris : mapping of str to str, optional
@@ -176,7 +206,7 @@ def init_anat_wf(
     nipype.pipeline.engine.Workflow
     """
     contrasts = dict(contrasts or {})
-    steps = anat_steps(modules, precomputed, vbm, contrasts, tissue_model)
+    steps = anat_steps(modules, precomputed, vbm, contrasts, tissue_model, dwi, deepnat)
     full = 'segment' in steps
     native_gb = BYTES_PER_VOXEL * voxels / 1e9
     on_gpu = device.startswith('cuda')
@@ -203,10 +233,32 @@ def init_anat_wf(
         'reference': reference,
     }
 
+    if dwi is not None and dwi.maps_only:
+        return init_dwi_wf(
+            settings=dwi,
+            place=place,
+            bids_dir=bids_dir,
+            models=models,
+            network=network,
+            resources=network_resources,
+            report_context=report_context,
+            threads=omp_nthreads,
+            name=name,
+        )
+
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=['scan']), name='inputnode')
     inputnode.inputs.scan = str(scan)
     outputnode = pe.Node(niu.IdentityInterface(fields=['info']), name='outputnode')
+    scan_node, scan_field = inputnode, 'scan'
+    dwi_maps = None
+    if dwi is not None:
+        dwi_series, dwi_maps = series_nodes(
+            dwi, network=network, resources=network_resources, series_gb=series_memory(dwi)
+        )
+        workflow.connect([(dwi_series, dwi_maps, [('info', 'series_info')])])
+        if dwi.alone:  # everything is computed on the T1w that is made of them
+            scan_node, scan_field = dwi_maps, 't1w'
 
     conform = pe.Node(ConformScan(), name='conform', mem_gb=1.0 + native_gb)
     mask = pe.Node(LocateBrain(**network), name='mask', **network_resources)
@@ -232,7 +284,7 @@ def init_anat_wf(
         mem_gb=1.0 + native_gb,
     )
     workflow.connect([
-        (inputnode, conform, [('scan', 'in_file')]),
+        (scan_node, conform, [(scan_field, 'in_file')]),
         (conform, mask, [('out_file', 'in_file')]),
         (inputnode, publish, [('scan', 'in_file')]),
         (conform, publish, [('info', 'conform_info')]),
@@ -240,6 +292,11 @@ def init_anat_wf(
         (publish, report, [('info', 'info')]),
         (report, outputnode, [('info', 'info')]),
     ])  # fmt: skip
+    if dwi_maps is not None:
+        workflow.connect([
+            (dwi_series, publish, [('info', 'dwi_series_info')]),
+            (dwi_maps, publish, [('info', 'dwi_maps_info')]),
+        ])  # fmt: skip
 
     replacing = None
     if 'precomputed' in steps:
@@ -257,7 +314,7 @@ def init_anat_wf(
     if not full:
         restore = pe.Node(RestoreMask(), name='restore', mem_gb=0.5 + native_gb)
         workflow.connect([
-            (inputnode, restore, [('scan', 'native_file')]),
+            (scan_node, restore, [(scan_field, 'native_file')]),
             (mask, restore, [('mask_file', 'mask_file')]),
             (restore, publish, [('info', 'restore_info')]),
         ])  # fmt: skip
@@ -287,12 +344,12 @@ def init_anat_wf(
     workflow.connect([
         (conform, bias, [('out_file', 'in_file')]),
         (mask, bias, [('mask_file', 'mask_file')]),
-        (inputnode, bias, [('scan', 'native_file')]),
+        (scan_node, bias, [(scan_field, 'native_file')]),
         (bias, segment, [('out_file', 'in_file')]),
         (mask, segment, [('coarse_file', 'coarse_file')]),
         # Its header has passed our rule for contradictory matrices; the scan's own has not.
         (bias, segment, [('native_file', 'native_file')]),
-        (inputnode, measure, [('scan', 'raw_file')]),
+        (scan_node, measure, [(scan_field, 'raw_file')]),
         (bias, measure, [('native_file', 'preproc')]),
         (mask, measure, [('info', 'mask_info')]),
         (bias, publish, [('native_file', 'preproc'), ('info', 'bias_info')]),
@@ -321,7 +378,7 @@ def init_anat_wf(
     if 'tissue' in steps:
         tissue = pe.Node(
             SegmentTissues(
-                reference=reference,
+                reference=reference_blanks(reference)['reference'],
                 tissue_model=tissue_model,
                 models_dir=str(models_dir or ''),
                 sha256=[
@@ -348,11 +405,35 @@ def init_anat_wf(
         for key, node in maps.items():
             workflow.connect(node, key, replacing, key)
         maps = dict.fromkeys(maps, replacing)
+    # Registration compares groups of structures as the segmentation model knows them.
+    final = dict(maps)
+    if 'structures' in steps:
+        structures = structures_node(
+            deepnat, resources, n_procs=network_resources['n_procs'], native_gb=native_gb
+        )
+        where = (mask, 'mask_file') if replacing is None else (replacing, 'brain_mask')
+        workflow.connect(*where, structures, 'mask_file')
+        workflow.connect(maps['info'], 'info', structures, 'info')
+        workflow.connect([
+            (bias, structures, [('out_file', 'in_file'), ('native_file', 'native_file')]),
+            (mask, structures, [('info', 'mask_info')]),
+            (structures, publish, [('info', 'structures_info')]),
+        ])  # fmt: skip
+        final.update(wholebrain_dseg=structures, info=structures)
     for key in OWN:
-        workflow.connect(maps[key], key, measure, key)
-    workflow.connect(maps['info'], 'info', measure, 'segment_info')
+        workflow.connect(final[key], key, measure, key)
+    workflow.connect(final['info'], 'info', measure, 'segment_info')
     for key in (*images, 'uncertainty'):
-        workflow.connect(maps[key], key, publish, key)
+        workflow.connect(final[key], key, publish, key)
+    if dwi is not None:
+        align = align_node(dwi, native_gb)
+        for key in ('brain_mask', 'dseg', 'wholebrain_dseg'):
+            workflow.connect(final[key], key, align, key)
+        workflow.connect([
+            (dwi_maps, align, [('info', 'maps_info')]),
+            (bias, align, [('native_file', 'reference')]),
+            (align, publish, [('info', 'dwi_regions_info')]),
+        ])  # fmt: skip
     if vbm is not None:
         in_template = init_vbm_wf(
             settings=vbm,

@@ -8,14 +8,15 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bids_app.bids.inputs import SessionRecord
-from bids_app.bids.outputs import Outputs
+from bids_app.bids.outputs import SYNTHESIZED, SYNTHESIZED_AS_PREPROC, Outputs
 from bids_app.config import RunConfig
-from bids_app.interfaces.sidecars import classifier_role, tissue_role
+from bids_app.interfaces.dwi_sidecars import SYNTHESIS_ROLE
+from bids_app.interfaces.sidecars import DEEPNAT_ROLES, classifier_role, tissue_role
 from bids_app.resume import relative
 
 LOGGER = logging.getLogger('anatnet.workflow')
@@ -59,13 +60,16 @@ class ModelsInUse:
     """The models of a run by their role; without ``vbm``, or with ANTs, none registers.
 
     ``classifiers`` are those that ``--classifier`` applies, ``tissue`` those that
-    ``--tissue-model`` may use, one of them for a session.
+    ``--tissue-model`` may use, one of them for a session. ``synthesis`` makes a T1w of diffusion
+    images. ``deepnat`` are the two networks of DeepNAT, the foreground first; empty without it.
     """
 
     segmentation: ModelInUse
     registration: ModelInUse | None = None
     classifiers: tuple[ModelInUse, ...] = ()
     tissue: tuple[ModelInUse, ...] = ()
+    synthesis: ModelInUse | None = None
+    deepnat: tuple[ModelInUse, ...] = ()
 
     @classmethod
     def find(cls, config: RunConfig) -> ModelsInUse:
@@ -86,13 +90,14 @@ class ModelsInUse:
                 names = [str(folder) for folder in tissue_models(config.models_dir)]
             tissue = tuple(ModelInUse.find(name, config.models_dir) for name in names)
             _check_tissue_models(tissue, config)
+        deepnat = _deepnat_models(config)
         if 'vbm' not in config.modules:
-            return cls(segmentation, tissue=tissue)
+            return cls(segmentation, tissue=tissue, deepnat=deepnat)
         registration = None
         if config.registration != 'ants':
             registration = ModelInUse.find(REGISTRATION_MODEL, config.models_dir)
         classifiers = tuple(ModelInUse.find(folder) for folder in config.classifier)
-        return cls(segmentation, registration, classifiers, tissue)
+        return cls(segmentation, registration, classifiers, tissue, deepnat=deepnat)
 
     @property
     def by_role(self) -> dict[str, ModelInUse]:
@@ -102,6 +107,8 @@ class ModelsInUse:
             found['registration'] = self.registration
         return {
             **found,
+            **({SYNTHESIS_ROLE: self.synthesis} if self.synthesis is not None else {}),
+            **dict(zip(DEEPNAT_ROLES, self.deepnat, strict=False)),
             **{tissue_role(model.name): model for model in self.tissue},
             **{classifier_role(model.name): model for model in self.classifiers},
         }
@@ -118,7 +125,7 @@ class ModelsInUse:
     @property
     def checksums(self) -> dict[str, str]:
         """SHA-256 of every model by its role; those of every run by their name."""
-        always = ('segmentation', 'registration')
+        always = ('segmentation', 'registration', SYNTHESIS_ROLE, *DEEPNAT_ROLES)
         return {
             model.name if role in always else role: model.sha256
             for role, model in self.by_role.items()
@@ -128,6 +135,62 @@ class ModelsInUse:
     def infos(self) -> dict[str, dict[str, str]]:
         """Name, version and checksum of every model by its role."""
         return {role: model.info for role, model in self.by_role.items()}
+
+
+def with_synthesis(models: ModelsInUse, config: RunConfig, jobs: Sequence[Job]) -> ModelsInUse:
+    """Add the synthesis model, if a session needs it.
+
+    Sessions of diffusion images alone end as ``failed`` where there is none.
+
+    Raises
+    ------
+    ModelError
+        If diffusion images are asked for, and the model is not there or broken.
+    """
+    from bids_app.errors import ModelError
+
+    needing = [
+        job for job in jobs
+        if job.status == 'waiting' and 'dwi' in job.modules and not job.record.no_tensor
+    ]  # fmt: skip
+    if not needing:
+        return models
+    problem = '--synth-model none'
+    if config.synth_model != 'none':
+        from bids_app.inference.deepanat import synthesis_model
+
+        try:
+            folder = synthesis_model(config.synth_model, config.models_dir)
+            return replace(models, synthesis=ModelInUse.find(str(folder)))
+        except ModelError as error:
+            if 'dwi' in config.modules:
+                raise
+            problem = str(error)
+    for job in needing:
+        if job.record.dwi_alone:
+            job.end('failed', f'no anatomical image, and no T1w can be synthesised: {problem}')
+    return models
+
+
+def _deepnat_models(config: RunConfig) -> tuple[ModelInUse, ...]:
+    """Return the two networks of DeepNAT, or none where the run does not use it.
+
+    Raises
+    ------
+    ModelError
+        If one is not there, broken, or another network.
+    """
+    if config.segmentation != 'deepnat' or 'wholebrain' not in config.modules:
+        return ()
+    from bids_app.inference.deepnat_segment import FOREGROUND_MODEL, check_card
+    from bids_app.inference.models import load_card
+
+    found = []
+    for name, outputs in ((FOREGROUND_MODEL, 2), (config.deepnat_model, 27)):
+        model = ModelInUse.find(name, config.models_dir)
+        check_card(load_card(model.folder), model.folder, outputs)
+        found.append(model)
+    return tuple(found)
 
 
 def _check_tissue_models(models: Sequence[ModelInUse], config: RunConfig) -> None:
@@ -171,6 +234,9 @@ class Job:
         The step that failed.
     all_contrasts : bool
         Whether images besides the reference are processed, too.
+    modules : tuple of str
+        What is computed of this session: ``dwi`` only where there are diffusion images, and where
+        these are all there is, also if nobody asked for it.
     """
 
     record: SessionRecord
@@ -185,6 +251,21 @@ class Job:
     crash_files: list[Path] = field(default_factory=list)
     report_problem: str | None = None
     all_contrasts: bool = True
+    modules: tuple[str, ...] = ()
+
+    def config(self, config: RunConfig) -> RunConfig:
+        """Return the configuration of a run as it is for this session."""
+        return config.replace(modules=self.modules)
+
+    def models(self, models: ModelsInUse) -> ModelsInUse:
+        """Return those of the models of a run that this session may use."""
+        if 'dwi' not in self.modules or self.record.no_tensor:
+            models = replace(models, synthesis=None)
+        if 'vbm' not in self.modules:
+            models = replace(models, registration=None, classifiers=())
+        if 'wholebrain' not in self.modules:
+            models = replace(models, deepnat=())
+        return models if 'tissue' in self.modules else replace(models, tissue=())
 
     @property
     def label(self) -> str:
@@ -194,10 +275,15 @@ class Job:
     @property
     def input_files(self) -> list[Path]:
         """Files that the results depend on."""
-        reference = self.record.reference
+        reference = self.record.t1w or self.record.stand_in
         scans = [reference.path] if reference is not None else []
         scans += self.contrasts.values()
-        return [*scans, *(one.path for one in self.record.precomputed)]
+        if 'dwi' in self.modules:
+            for scan in self.record.dwi:
+                tables = [table for table in (scan.bval, scan.bvec) if table is not None]
+                scans += [scan.path, *tables]
+        scans += [one.path for one in self.record.precomputed]
+        return list(dict.fromkeys(scans))
 
     @property
     def contrasts(self) -> dict[str, Path]:
@@ -247,8 +333,13 @@ class Job:
             self.crashed(crash_step(crash_file), crash_file)
 
     def voxels(self) -> int:
-        """Count the voxels of the largest scan, from the headers; 0 where none can be read."""
+        """Count the voxels of the largest scan, from the headers; 0 where none can be read.
+
+        Of a scan that is synthesised at 1 mm, these are the voxels that it will have.
+        """
         import math
+
+        import numpy as np
 
         from bids_app.images.scans import read_grid
 
@@ -256,7 +347,11 @@ class Job:
         largest = 0
         for path in scans:
             try:
-                largest = max(largest, math.prod(read_grid(path).shape))
+                grid = read_grid(path)
+                count = math.prod(grid.shape)
+                if self.record.dwi_alone:
+                    count = int(count * abs(np.linalg.det(grid.affine[:3, :3])))
+                largest = max(largest, count)
             except Exception:  # whatever is wrong is said by the step that reads the scan
                 continue
         return largest
@@ -273,7 +368,11 @@ def make_jobs(config: RunConfig, records: Sequence[SessionRecord]) -> list[Job]:
     jobs = []
     for record in records:
         name = workflow_name(record)
-        outputs = Outputs(config.output_dir, record.subject, record.session, record.reference_name)
+        reference = record.reference_name
+        if reference == SYNTHESIZED and config.synth_as_preproc:
+            reference = SYNTHESIZED_AS_PREPROC
+        outputs = Outputs(config.output_dir, record.subject, record.session, reference)
+        modules = _modules_of(record, config)
         job = Job(
             record,
             outputs,
@@ -281,12 +380,21 @@ def make_jobs(config: RunConfig, records: Sequence[SessionRecord]) -> list[Job]:
             base / name,
             base / f'.{name}.lock',
             outputs.log_dir(config.run_uuid),
-            all_contrasts=bool({'tissue', 'wholebrain'} & set(config.modules)),
+            all_contrasts=bool({'tissue', 'wholebrain'} & set(modules)),
+            modules=modules,
         )
         if record.problem is not None:
             job.end('skipped', record.problem)
         jobs.append(job)
     return jobs
+
+
+def _modules_of(record: SessionRecord, config: RunConfig) -> tuple[str, ...]:
+    """Return what is computed of a session."""
+    if record.dwi_alone:
+        others = () if record.no_tensor else (m for m in config.modules if m != 'dwi')
+        return (*others, 'dwi')
+    return tuple(m for m in config.modules if m != 'dwi' or record.dwi)
 
 
 def workflow_name(record: SessionRecord) -> str:
@@ -336,12 +444,12 @@ def tissue_problem(job: Job, models: ModelsInUse) -> str | None:
 
     It is asked before anything is computed.
     """
-    if not models.tissue:
+    if not models.tissue or 'tissue' not in job.modules:
         return None
     from bids_app.inference.models import load_card
     from bids_app.inference.tissue import usable_contrasts
 
-    reference = job.record.reference_name
+    reference = job.outputs.contrast
     available = {reference, *job.contrasts}
     cards = [load_card(model.folder) for model in models.tissue]
     if any(usable_contrasts(card, available, reference) for card in cards):
@@ -357,4 +465,14 @@ def tissue_problem(job: Job, models: ModelsInUse) -> str | None:
     return (
         f'the tissue model {cards[0].name} needs {needed}, of which this session has no image (it '
         f'has {there}): give --tissue-model auto or another model'
+    )
+
+
+def deepnat_problem(job: Job, models: ModelsInUse) -> str | None:
+    """Say why DeepNAT cannot label a session; None if it can, or is not asked to."""
+    if not models.deepnat or 'wholebrain' not in job.modules or job.outputs.contrast == 'T1w':
+        return None
+    return (
+        f'DeepNAT labels T1w images, and this session has none ({job.outputs.contrast} would '
+        'stand in): give --segmentation default'
     )

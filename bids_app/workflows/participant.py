@@ -37,13 +37,16 @@ from bids_app.workflows.execution import (
 from bids_app.workflows.jobs import (
     Job,
     ModelsInUse,
+    deepnat_problem,
     make_jobs,
     node_info,
     tissue_problem,
+    with_synthesis,
 )
 from bids_app.workflows.throughput import Meter, summary_json
 
 if TYPE_CHECKING:
+    from bids_app.workflows.dwi import DwiSettings
     from bids_app.workflows.throughput import Throughput
     from bids_app.workflows.vbm import VbmSettings
 
@@ -84,7 +87,7 @@ def run_participant(config: RunConfig, records: Sequence[SessionRecord]) -> int:
     if config.clean_workdir:
         _clean_work_dir(config.work_dir)
 
-    models = ModelsInUse.find(config)
+    models = with_synthesis(ModelsInUse.find(config), config, jobs)
     for job in jobs:
         if job.status == 'waiting':
             _plan(job, config, models)
@@ -123,15 +126,15 @@ def _plan(job: Job, config: RunConfig, models: ModelsInUse) -> None:
     """Decide whether a session must be computed."""
     decision = decide(
         read_state(job.outputs.state_file),
-        config=config,
+        config=job.config(config),
         inputs=job.input_files,
-        models=models.checksums,
+        models=job.models(models).checksums,
         version=__version__,
     )
     if decision.action != 'run':
         job.end(decision.action, decision.reason)
         return
-    if problem := tissue_problem(job, models):
+    if problem := tissue_problem(job, models) or deepnat_problem(job, models):
         job.end('failed', problem)
         return
     job.reason = decision.reason
@@ -147,6 +150,7 @@ def _compute(
     """Compute sessions in batches."""
     from bids_app.inference.device import resolve_device
     from bids_app.workflows.anat import EXPECTED_SECONDS, anat_steps
+    from bids_app.workflows.deepnat import deepnat_settings
     from bids_app.workflows.vbm import vbm_settings
 
     for folder in (config.output_dir, config.output_dir / 'logs'):
@@ -157,12 +161,16 @@ def _compute(
     configure_nipype(config, _log_file_handler())
 
     vbm = vbm_settings(config, models.registration, choice.device, models.classifiers)
+    deepnat = deepnat_settings(config, models)
+    for licence in dict.fromkeys(model.licence for model in models.deepnat):
+        LOGGER.warning('Weights of DeepNAT: %s', licence)
     steps_of = {
         job.name: anat_steps(
-            config.modules, job.record.precomputed, vbm, job.contrasts, config.tissue_model
+            job.modules, job.record.precomputed, vbm, job.contrasts, config.tissue_model,
+            _dwi_of(job, config, models), deepnat,
         )
         for job in jobs
-    }
+    }  # fmt: skip
     by_name = {job.name: job for job in jobs}
     order = {job.name: index for index, job in enumerate(jobs)}
 
@@ -246,6 +254,7 @@ def _run_batch(
     from nipype.pipeline import engine as pe
 
     from bids_app.workflows.anat import init_anat_wf
+    from bids_app.workflows.deepnat import deepnat_settings
 
     outer = pe.Workflow(name=jobs[0].work_dir.parent.name, base_dir=str(config.work_dir))
     for job in jobs:
@@ -258,6 +267,7 @@ def _run_batch(
                     f'{error.strerror}')  # fmt: skip
             LOGGER.error('%s: failed: %s', job.label, job.reason)
             continue
+        own_vbm = vbm if 'vbm' in job.modules else None
         workflow = init_anat_wf(
             subject=job.record.subject,
             session=job.record.session,
@@ -265,14 +275,16 @@ def _run_batch(
             bids_dir=config.bids_dir,
             output_dir=config.output_dir,
             model=models.segmentation.folder,
-            models=models.infos,
-            modules=config.modules,
-            reference=job.record.reference_name,
+            models=job.models(models).infos,
+            modules=job.modules,
+            reference=job.outputs.reference,
             contrasts=job.contrasts,
             tissue_model=config.tissue_model,
             models_dir=config.models_dir,
             correct_lesions=config.correct_lesions,
-            vbm=vbm,
+            vbm=own_vbm,
+            dwi=_dwi_of(job, config, models),
+            deepnat=deepnat_settings(config, job.models(models)),
             precomputed=job.record.precomputed,
             precomputed_uris=job.precomputed_uris(config.derivatives),
             device=choice.device,
@@ -281,7 +293,9 @@ def _run_batch(
             low_mem=config.low_mem,
             sloppy=config.sloppy,
             voxels=job.voxels(),
-            report_context=reporting.context(job, config, models, choice.reason, vbm),
+            report_context=reporting.context(
+                job, job.config(config), job.models(models), choice.reason, own_vbm
+            ),
             name=job.name,
         )
         crash_settings = {'execution': {'crashdump_dir': str(job.log_dir)}}
@@ -302,6 +316,19 @@ def _run_batch(
         else:
             job.end('failed', f'not finished by the plugin {executor.name} ({problem})')
             LOGGER.error('%s: failed: %s', job.label, job.reason)
+
+
+def _dwi_of(job: Job, config: RunConfig, models: ModelsInUse) -> DwiSettings | None:
+    """Return what is made of the diffusion images of a session; None for nothing."""
+    from bids_app.workflows.dwi import dwi_settings
+
+    model = job.models(models).synthesis
+    return dwi_settings(
+        job.record,
+        job.config(config),
+        model.folder if model is not None else None,
+        model.sha256 if model is not None else '',
+    )
 
 
 def _begin(job: Job, config: RunConfig) -> None:
@@ -363,6 +390,10 @@ def _warn(job: Job, content: Mapping[str, Any]) -> None:
                 '%s: %s is not used, registration %s: %s',
                 job.label, one['name'], one['status'], reasons,
             )  # fmt: skip
+    if reasons := content.get('dwi', {}).get('reasons'):
+        LOGGER.warning('%s: diffusion images: %s', job.label, '; '.join(reasons))
+    for note in content.get('dwi', {}).get('notes', ()):
+        LOGGER.warning('%s: diffusion images: %s', job.label, note)
     if used := content.get('tissue_model'):
         LOGGER.info(
             '%s: tissue model %s, %s', job.label, used['name'], ', '.join(used['contrasts'])
@@ -391,7 +422,10 @@ def _fail(
     vbm: VbmSettings | None,
 ) -> None:
     """Write the state and a report of a session that failed."""
-    content = reporting.failure_report(job, config, models, device_reason, vbm)
+    content = reporting.failure_report(
+        job, job.config(config), job.models(models), device_reason,
+        vbm if 'vbm' in job.modules else None,
+    )  # fmt: skip
     _write_state(
         job, config, models, status='failed', content=reporting.portable(content, config),
         error=job.reason,
@@ -412,14 +446,14 @@ def _write_state(
         status=status,
         version=__version__,
         inputs=input_records(job.input_files, config.bids_dir),
-        options=relevant_options(config),
-        modules=list(config.modules),
-        models=models.checksums,
+        options=relevant_options(job.config(config)),
+        modules=list(job.modules),
+        models=job.models(models).checksums,
         outputs=outputs or {},
         error=error,
         run={
             'uuid': config.run_uuid,
-            'reference': job.record.reference_name,
+            'reference': job.outputs.reference,
             'report': content,
         },
     )

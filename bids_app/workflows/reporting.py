@@ -60,7 +60,7 @@ def context(
             {'path': relative(skipped.path, config.bids_dir), 'reason': skipped.reason}
             for skipped in (*record.skipped, *_not_processed(job))
         ],
-        'files': {'scan': str(scan.path)} if scan is not None else {},
+        'files': {'scan': str(scan.path)} if scan is not None and not record.dwi_alone else {},
         'participant': participant(config.bids_dir, record.subject),
         'run': {
             'version': __version__,
@@ -86,6 +86,7 @@ def context(
             {'name': name, 'scan': str(path)} for name, path in job.contrasts.items()
         ],
         'precomputed': given,
+        'dwi': {'alone': record.dwi_alone} if 'dwi' in job.modules else {},
         **(_template_space(vbm) if vbm is not None else {}),
         'methods': run_methods(
             config,
@@ -145,6 +146,13 @@ def _inputs(job: Job, config: RunConfig) -> list[dict[str, str]]:
     if record.reference is None:
         return []
     used = [scan for scan in record.contrasts if scan.path in job.contrasts.values()]
+    diffusion = [
+        {'path': relative(scan.path, config.bids_dir), 'suffix': scan.suffix}
+        for scan in record.dwi
+        if 'dwi' in job.modules
+    ]
+    if record.dwi_alone:
+        return diffusion
     inputs = [
         {'path': relative(scan.path, config.bids_dir), 'suffix': scan.suffix}
         for scan in (record.reference, *used)
@@ -153,11 +161,22 @@ def _inputs(job: Job, config: RunConfig) -> list[dict[str, str]]:
         inputs[0]['note'] = 'stands in for a T1w: everything is computed on it'
     for one in inputs[1:]:
         one['note'] = f'registered to the {record.reference.suffix}'
-    return inputs
+    return inputs + diffusion
 
 
 def _no_t1w(record: SessionRecord) -> list[str]:
     """Warn of a reference that is no T1w."""
+    if record.dwi_alone and record.no_tensor:
+        return [
+            'This session has no anatomical image, and its diffusion images allow no tensor '
+            f'({record.no_tensor}): there are mean images and a brain mask only.'
+        ]
+    if record.dwi_alone:
+        return [
+            'This session has no anatomical image. Everything is computed on a T1w that a network '
+            'synthesised from the diffusion images. It is no measurement: volumes must not be '
+            'mixed with those of measured T1w images, nor used to measure atrophy in disease.'
+        ]
     if record.stand_in is None:
         return []
     return [
@@ -167,7 +186,7 @@ def _no_t1w(record: SessionRecord) -> list[str]:
 
 
 def _not_processed(job: Job) -> list[Skipped]:
-    """List what was found for modules that do not run, or that this release does not have."""
+    """List what was found for modules that do not run."""
     left = [scan for scan in job.record.contrasts if scan.path not in job.contrasts.values()]
     return [
         *(
@@ -175,8 +194,9 @@ def _not_processed(job: Job) -> list[Skipped]:
             for scan in left
         ),
         *(
-            Skipped(scan.path, f'found, but this release does not process {scan.suffix} images')
+            Skipped(scan.path, 'needed for the module dwi only (--dwi)')
             for scan in job.record.dwi
+            if 'dwi' not in job.modules
         ),
     ]
 

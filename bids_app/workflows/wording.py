@@ -64,6 +64,8 @@ def run_methods(
         contrasts=contrasts,
         tissue_model=_tissue_model(config),
         correct_lesions=config.correct_lesions,
+        deepnat=config.segmentation == 'deepnat',
+        crf=config.crf,
     )
 
 

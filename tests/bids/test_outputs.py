@@ -16,6 +16,8 @@ from bids_app.bids.dataset import write_dataset_files
 from bids_app.bids.files import atomic_save_nifti, atomic_write_text, write_sidecar
 from bids_app.bids.outputs import (
     ENTITY_ORDER,
+    SYNTHESIZED,
+    SYNTHESIZED_AS_PREPROC,
     Outputs,
     file_id,
     number_label,
@@ -144,7 +146,7 @@ def test_entries_are_well_formed(key):
     assert set(entry) == {'folder', 'entities', 'suffix', 'extension', 'sidecar'}
     assert set(entry['entities']) <= set(ENTITY_ORDER)
     values = [
-        re.sub(r'\{(space|res|fwhm|atlas|model|reference|contrast)\}', 'x', v)
+        re.sub(r'\{(space|res|fwhm|atlas|model|reference|preproc|contrast)\}', 'x', v)
         for v in (*entry['entities'].values(), entry['suffix'])
     ]
     assert all(re.fullmatch('[0-9a-zA-Z+]+', value) for value in values)
@@ -195,6 +197,8 @@ def test_validator_finds_no_error_in_a_tree_of_all_outputs(make_bids, tmp_path):
                 atomic_write_text(path, 'index\tname\n1\tx\n')
             if '_res-' in path.name:
                 fields['Resolution'] = 'of its own'
+            if '_space-dwi_' in path.name:
+                fields['SpatialReference'] = 'bids::sub-01/dwi/sub-01_desc-b0_dwiref.nii.gz'
             if 'MNIPediatric' in path.name:
                 fields['SpatialReference'] = 'file:///templates/T1w.nii.gz'
             write_sidecar(outputs.sidecar_path(identifier), outputs.sidecar(identifier, **fields))
@@ -214,3 +218,25 @@ def test_validator_finds_no_error_in_a_tree_of_all_outputs(make_bids, tmp_path):
     issues = json.loads(finished.stdout)['issues']['issues']
     assert [issue for issue in issues if issue['severity'] == 'error'] == []
     assert finished.returncode == 0
+
+
+def test_names_of_a_synthesised_reference():
+    """Only with the option are its files where fMRIPrep looks for those of a measured T1w."""
+    made = Outputs(Path('out'), '01', reference=SYNTHESIZED)
+    assert made.path('preproc').name == 'sub-01_desc-synthesized_T1w.nii.gz'
+    assert made.path('dseg').name == 'sub-01_dseg.nii.gz'
+    assert made.path('std_preproc', space='MNI305', res=2).name == (
+        'sub-01_space-MNI305_res-2_desc-synthesized_T1w.nii.gz'
+    )
+    assert made.path('xfm_forward', space='MNI305').name == (
+        'sub-01_from-T1w_to-MNI305_mode-image_xfm.h5'
+    )
+    asked = Outputs(Path('out'), '01', reference=SYNTHESIZED_AS_PREPROC)
+    assert asked.path('preproc').name == 'sub-01_desc-preproc_T1w.nii.gz'
+    for outputs in (made, asked):
+        assert (outputs.contrast, outputs.synthesized) == ('T1w', True)
+        assert 'synthesized from diffusion images' in outputs.sidecar('dseg')['Reference']
+        assert 'Reference' not in outputs.sidecar('dwi_fa')
+    flair = Outputs(Path('out'), '01', reference='FLAIR')
+    assert (flair.contrast, flair.synthesized) == ('FLAIR', False)
+    assert flair.path('dwi_xfm_to_reference').name == 'sub-01_from-dwi_to-FLAIR_mode-image_xfm.txt'

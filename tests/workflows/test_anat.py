@@ -11,6 +11,7 @@ from bids_app.bids.spaces import OutputSpace
 from bids_app.images.templates import Template
 from bids_app.interfaces.publish import PUBLISHED, STEPS
 from bids_app.workflows.anat import EXPECTED_SECONDS, anat_steps, init_anat_wf
+from bids_app.workflows.dwi import DwiSettings
 from bids_app.workflows.jobs import ModelInUse
 from bids_app.workflows.vbm import VbmSettings
 
@@ -97,8 +98,9 @@ def test_modules_choose_what_is_published(build, modules, missing):
 def test_every_step_has_an_expected_time():
     steps = {
         *anat_steps(
-            ALL, GIVEN, settings(atlases=ATLASES, classifiers=CLASSIFIERS), ['T2w'], 'auto'
-        ),
+            ALL, GIVEN, settings(atlases=ATLASES, classifiers=CLASSIFIERS), ['T2w'], 'auto',
+            DwiSettings((), (), ()),
+        ),  # fmt: skip
         *anat_steps(('mask',)),
     }
     assert steps == set(EXPECTED_SECONDS)
