@@ -268,7 +268,7 @@ def evaluate(options: argparse.Namespace) -> None:
     ]
     common = {
         'what': 'evaluate', 'weights': weights, 'parities': options.parities,
-        'precision': structures.predictor.precision,
+        'precision': structures.predictor.precision, 'mirror': options.mirror,
     }  # fmt: skip
     kinds = [('none', None), ('crf', asdict(parameters))]
     done = [
@@ -286,7 +286,8 @@ def evaluate(options: argparse.Namespace) -> None:
             continue
         (scan,) = load(options, [name])
         box = brain_box(scan)
-        kept = options.cache / f'posterior-{name}-{"-".join(weights)}-{options.parities}.pt'
+        code = hashlib.sha256(json.dumps([name, common]).encode()).hexdigest()[:12]
+        kept = options.cache / f'posterior-{name}-{code}.pt'
         image = scan.image[box].float()
         clock = Clock()
         if kept.exists():
@@ -295,7 +296,7 @@ def evaluate(options: argparse.Namespace) -> None:
         else:
             classes, inside = segment_prepared(
                 image, scan.wide[box], scan.coordinates[(slice(None), *box)],
-                foreground, structures,
+                foreground, structures, mirror=options.mirror,
             )  # fmt: skip
             if options.keep:
                 torch.save((classes.half(), inside), kept)
@@ -390,6 +391,7 @@ def table(options: argparse.Namespace) -> None:
     for row in rows_of(options.file):
         if row['what'] == 'evaluate':
             name = f'{row["refine"]}, {"+".join(row["weights"])}, parities {row["parities"]}'
+            name += ', mirrored too' if row['mirror'] else ''
             if row['parameters']:
                 name += ' ' + ' '.join(str(value) for value in row['parameters'].values())
         elif row['what'] == 'ablation':
@@ -445,6 +447,9 @@ def make_parser() -> argparse.ArgumentParser:
         else:
             command.add_argument('--scans', nargs='+', required=True)
             command.add_argument('--no-crf', action='store_true')
+            command.add_argument(
+                '--mirror', action='store_true', help='average with the mirrored brain'
+            )
             command.add_argument(
                 '--keep', action='store_true',
                 help='keep probabilities in the cache, to try other parameters of the field',

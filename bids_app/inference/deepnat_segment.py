@@ -14,9 +14,10 @@ from bids_app.errors import ImageError, ModelError
 from bids_app.images.masks import bounding_box, clean_mask
 from bids_app.inference.coordinates import LEAST_BRAIN_MM3, brain_coordinates
 from bids_app.inference.deepnat import DensePredictor
-from bids_app.inference.deepnat_input import brain_image, coordinate_rows
+from bids_app.inference.deepnat_classes import mirrored_classes
+from bids_app.inference.deepnat_input import ODD_ROWS, brain_image, coordinate_rows
 from bids_app.inference.device import resolve_precision
-from bids_app.inference.models import load_card, resident_networks
+from bids_app.inference.models import ModelCard, load_card, resident_networks
 
 FOREGROUND_MODEL = 'deepnat-foreground-miccai2012'
 STRUCTURES_MODEL = 'deepnat-structures-miccai2012'
@@ -62,6 +63,26 @@ class DeepNATPosterior:
     corner: tuple[int, int, int]
 
 
+def check_card(card: ModelCard, folder: Path, outputs: int) -> None:
+    """Check, without its weights, that a model is a network of DeepNAT.
+
+    Raises
+    ------
+    ModelError
+        If it is not, or has another number of outputs.
+    """
+    stages = list(card.stages.values())
+    if (
+        len(stages) != 1
+        or stages[0].get('network') != 'DeepNAT'
+        or stages[0].get('arguments', {}).get('outputs') != outputs
+    ):
+        raise ModelError(
+            f'{folder}: not a DeepNAT network with {outputs} outputs: give another model, or '
+            'another folder with --models-dir'
+        )
+
+
 def load_stage(
     folder: Path,
     outputs: int,
@@ -70,6 +91,7 @@ def load_stage(
     precision: str = 'auto',
     low_mem: bool = False,
     parities: int = 2,
+    tile: int | None = None,
 ) -> DeepNATStage:
     """Return one of the two networks from its model folder.
 
@@ -85,6 +107,8 @@ def load_stage(
         Start with small tiles.
     parities : int
         See :data:`bids_app.inference.deepnat.PARITIES`; networks with one task always use all.
+    tile : int, optional
+        Edge of the tiles to start with, voxels; ``low_mem`` wins over a larger one.
 
     Raises
     ------
@@ -92,17 +116,14 @@ def load_stage(
         If the folder holds no network of DeepNAT with so many outputs.
     """
     card = load_card(folder)
-    networks = list(resident_networks(folder).values())
-    wanted = [stage for stage in card.stages.values() if stage['network'] == 'DeepNAT']
-    if len(wanted) != 1 or len(networks) != 1 or networks[0].outputs != outputs:
-        raise ModelError(f'{folder}: not a DeepNAT network with {outputs} outputs')
-    (network,) = networks
+    check_card(card, folder, outputs)
+    (network,) = resident_networks(folder).values()
     rows = coordinate_rows(card.content['training_data']['coordinates'])
     predictor = DensePredictor(
         network,
         device,
         resolve_precision(precision, device),
-        LOW_MEMORY_TILE if low_mem else None,
+        min(tile or LOW_MEMORY_TILE, LOW_MEMORY_TILE) if low_mem else tile,
         parities if network.tasks > 1 else 8,
     )
     return DeepNATStage(predictor, rows)
@@ -115,6 +136,7 @@ def segment_deepnat(
     foreground: DeepNATStage,
     structures: DeepNATStage,
     refine: Refine | None = None,
+    mirror: bool = False,
 ) -> DeepNATPosterior:
     """Segment a brain into 25 structures and the remaining foreground.
 
@@ -130,6 +152,8 @@ def segment_deepnat(
         The networks.
     refine : callable, optional
         What comes after them, such as the conditional random field.
+    mirror : bool
+        See :func:`segment_prepared`.
 
     Returns
     -------
@@ -146,7 +170,7 @@ def segment_deepnat(
     voxel = abs(float(np.linalg.det(np.asarray(affine)[:3, :3])))
     classes, inside = segment_prepared(
         image[box], wide[box], coordinates[(slice(None), *box)], foreground, structures, refine,
-        voxel,
+        mirror=mirror, voxel=voxel,
     )  # fmt: skip
     return DeepNATPosterior(classes, inside, tuple(part.start for part in box))
 
@@ -158,6 +182,8 @@ def segment_prepared(
     foreground: DeepNATStage,
     structures: DeepNATStage,
     refine: Refine | None = None,
+    *,
+    mirror: bool = False,
     voxel: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run both networks on an image that is prepared already.
@@ -172,6 +198,9 @@ def segment_prepared(
         The networks.
     refine : callable, optional
         What comes after them.
+    mirror : bool
+        Average the second network with what it says of the mirrored brain: twice its time. The
+        published system does not.
     voxel : float
         Volume of a voxel, mm^3.
 
@@ -198,6 +227,19 @@ def segment_prepared(
             f'{LEAST_BRAIN_MM3 / 1e3:.0f} cm^3): look at the scan and its brain mask'
         )
     classes = structures.predictor.probabilities(image, coordinates[structures.rows], inside)
+    if mirror:
+        classes += _mirrored(structures, image, coordinates, inside)
+        classes /= 2
     if refine is not None:
         classes = refine(classes, image, inside)
     return classes, inside
+
+
+def _mirrored(
+    stage: DeepNATStage, image: torch.Tensor, coordinates: torch.Tensor, inside: torch.Tensor
+) -> torch.Tensor:
+    """Return what a network says of the mirrored brain, mirrored back."""
+    signs = torch.tensor([-1.0 if row in ODD_ROWS else 1.0 for row in stage.rows])
+    given = coordinates[stage.rows].flip(1) * signs.view(-1, 1, 1, 1)
+    found = stage.predictor.probabilities(image.flip(0), given, inside.flip(0))
+    return found.flip(1)[torch.from_numpy(mirrored_classes())]

@@ -105,6 +105,20 @@ def test_structures_are_sought_inside_the_foreground_that_is_found(head):
     assert torch.equal(refined.classes, found.classes.flip(0))
 
 
+def test_the_mirrored_brain_gives_the_mirrored_answer(head):
+    data, affine, mask = head
+    left, right = CLASSES.index('Left-Putamen'), CLASSES.index('Right-Putamen')
+    first = DeepNATStage(Oracle(lambda image, _: image > 0.1, 2), [0, 1, 2])
+    second = DeepNATStage(
+        Oracle(lambda _, place: torch.where(place[0] > 0, right, left), 27), [0, 1, 2]
+    )
+    one = segment_deepnat(data, affine, mask, first, second)
+    both = segment_deepnat(data, affine, mask, first, second, mirror=True)
+    middle = one.classes != both.classes  # coordinates of exactly 0 may go either way
+    assert middle.any(dim=0).sum() <= one.foreground[0:1].numel()
+    assert both.classes[:, one.foreground].sum(dim=0).allclose(torch.ones(()))
+
+
 def test_no_foreground_is_an_error_with_its_volume(head):
     data, affine, mask = head
     nothing = DeepNATStage(Oracle(lambda image, _: torch.zeros_like(image), 2), [0, 1, 2])
