@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_app import __version__
 from bids_app.cluster.batches import parse_batch
-from bids_app.config import MODULES, OPTIONAL_MODULES, RunConfig, read_toml
+from bids_app.config import CRF_BY_DEFAULT, MODULES, OPTIONAL_MODULES, RunConfig, read_toml
 from bids_app.environment import (
     default_nprocs,
     default_work_dir,
@@ -35,6 +35,7 @@ from bids_app.group.options import check_group_options, resolve_level
 from bids_app.interruption import MESSAGE, Interrupted, Interruption, leave
 from bids_app.options import (
     DEBUG,
+    DEEPNAT_PARITIES,
     DEVICE_PATTERN,
     DWI_DENOISE,
     DWI_MOTION,
@@ -42,6 +43,7 @@ from bids_app.options import (
     REFERENCE_CONTRASTS,
     REFERENCES,
     REGISTRATIONS,
+    SEGMENTATIONS,
     build_parser,
     later,
     normalise,
@@ -159,7 +161,7 @@ def run(config: RunConfig) -> int:
     if config.dry_run:
         from bids_app.bids.overview import overview
 
-        print(overview(records, config.bids_dir), end='')
+        print(overview(records, config.bids_dir, config.segmentation), end='')
         return 0 if usable else NoInputError.exit_code
     if not usable:
         reasons = sorted({str(record.problem) for record in records})
@@ -377,6 +379,7 @@ def _checked(values: dict[str, Any]) -> RunConfig:
     values.setdefault('omp_nthreads', min(values['nprocs'], 8))
     _check_classifiers(values)
     _check_tissue_model(values)
+    _check_deepnat(values)
     _check_dwi(values)
     return RunConfig(**values)
 
@@ -398,6 +401,7 @@ def _check_choices(values: dict[str, Any]) -> None:
         values['debug'] = DEBUG
     for name, choices in (
         ('precision', PRECISIONS),
+        ('segmentation', SEGMENTATIONS),
         ('registration', REGISTRATIONS),
         ('subject_anatomical_reference', REFERENCES),
         ('reference', REFERENCE_CONTRASTS),
@@ -475,6 +479,27 @@ def _check_tissue_model(values: dict[str, Any]) -> None:
         raise UsageError('--tissue-model makes the tissue maps: add tissue to --modules')
     if os.sep in model:
         values['tissue_model'] = os.path.abspath(os.path.expanduser(model))
+
+
+def _check_deepnat(values: dict[str, Any]) -> None:
+    """Check that DeepNAT has something to do, and make a path of its model absolute."""
+    asked = values.get('segmentation', 'default') == 'deepnat'
+    if asked and 'wholebrain' not in values['modules']:
+        raise UsageError('--segmentation deepnat labels structures: add wholebrain to --modules')
+    options = [
+        f'--{name.replace("_", "-")}'
+        for name in ('deepnat_model', 'crf', 'deepnat_parities', 'deepnat_tile')
+        if values.get(name, getattr(RunConfig, name)) != getattr(RunConfig, name)
+    ]
+    if options and not asked:
+        what = ', '.join(options).replace('--crf', '--no-crf' if CRF_BY_DEFAULT else '--crf')
+        raise UsageError(f'{what} needs --segmentation deepnat')
+    if values.get('deepnat_parities', 2) not in DEEPNAT_PARITIES:
+        raise UsageError(f'deepnat_parities is 1, 2 or 8, not {values["deepnat_parities"]}')
+    if values.get('deepnat_tile', 0) < 0:
+        raise UsageError(f'deepnat_tile is a number of voxels, not {values["deepnat_tile"]}')
+    if os.sep in (model := values.get('deepnat_model', '')):
+        values['deepnat_model'] = os.path.abspath(os.path.expanduser(model))
 
 
 def _check_dwi(values: dict[str, Any]) -> None:

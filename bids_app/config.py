@@ -25,6 +25,10 @@ OPTIONAL_MODULES = ('dwi',)
 """What it computes where it is asked for, and ``dwi`` also where there is nothing else."""
 
 
+CRF_BY_DEFAULT = True
+"""Whether DeepNAT's conditional random field is used where nothing is said of it."""
+
+
 def new_run_uuid() -> str:
     """Return a run id as the field writes it, ``YYYYmmdd-HHMMSS_<uuid4>``."""
     return f'{datetime.now().strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4()}'
@@ -60,7 +64,9 @@ class RunConfig:
     ``Query.NONE`` and ``Query.ANY``), so that it can be written to TOML again.
     ``model`` is the segmentation model, ``formula`` the design of the group level; the command
     line calls both ``--model``. ``tissue_model`` is ``none``, ``auto``, or a name or folder,
-    ``synth_model`` likewise without ``auto``. ``b0_threshold`` is in s/mm^2.
+    ``synth_model`` likewise without ``auto``. ``segmentation`` is what labels the structures,
+    ``default`` or ``deepnat``; ``deepnat_model`` is its second network, name or folder,
+    ``deepnat_tile`` is in voxels, 0 for the choice of the app. ``b0_threshold`` is in s/mm^2.
     """
 
     bids_dir: Path
@@ -79,6 +85,11 @@ class RunConfig:
 
     modules: tuple[str, ...] = MODULES
     model: str = 'brain'
+    segmentation: str = 'default'
+    deepnat_model: str = 'deepnat-structures-miccai2012'
+    crf: bool = CRF_BY_DEFAULT
+    deepnat_parities: int = 2
+    deepnat_tile: int = 0
     tissue_model: str = 'none'
     correct_lesions: bool = False
     models_dir: Path | None = None
@@ -220,7 +231,8 @@ _TABLES: dict[str, tuple[str, ...]] = {
         'skip_failed', 'debug', 'verbose', 'run_uuid', 'command_line',
     ),
     'workflow': (
-        'subject_anatomical_reference', 'reference', 'modules', 'model', 'tissue_model',
+        'subject_anatomical_reference', 'reference', 'modules', 'model', 'segmentation',
+        'deepnat_model', 'crf', 'deepnat_parities', 'deepnat_tile', 'tissue_model',
         'correct_lesions', 'models_dir', 'device', 'precision', 'random_seed', 'sloppy',
         'registration', 'output_spaces', 'voxel_size', 'smooth_fwhm', 'atlas', 'classifier',
         'synth_model', 'synth_1mm', 'synth_as_preproc', 'b0_threshold', 'dwi_motion',

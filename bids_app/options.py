@@ -11,18 +11,22 @@ from typing import Any, NoReturn
 
 from bids_app import __version__
 from bids_app.cluster.batches import parse_batch
-from bids_app.config import MODULES, OPTIONAL_MODULES
+from bids_app.config import CRF_BY_DEFAULT, MODULES, OPTIONAL_MODULES
 from bids_app.errors import UsageError
 from bids_app.group.options import add_group_options
 
 REFERENCES = ('sessionwise', 'first-lex')
 REFERENCE_CONTRASTS = ('auto', 'T1w')
 PRECISIONS = ('auto', 'float32', 'bfloat16')
+SEGMENTATIONS = ('default', 'deepnat')
+DEEPNAT_PARITIES = (1, 2, 8)
 REGISTRATIONS = ('network', 'refined', 'ants')
 DWI_MOTION = ('none', 'rigid')
 DWI_DENOISE = ('none', 'mppca')
 DEBUG = ('workdir', 'nipype', 'traceback')
 DEVICE_PATTERN = r'auto|cpu|cuda|cuda:\d+(,cuda:\d+)*'
+
+_DEFAULT = ' (default)'
 
 EXIT_CODES = """\
 exit codes:
@@ -116,6 +120,7 @@ def build_parser(*, positionals_needed: bool = True, prog: str = 'anatnet') -> P
     )  # fmt: skip
     _add_input_options(parser)
     _add_method_options(parser)
+    _add_deepnat_options(parser)
     _add_vbm_options(parser)
     _add_dwi_options(parser)
     _add_resource_options(parser)
@@ -221,6 +226,38 @@ def _add_method_options(parser: Parser) -> None:
     group.add_argument(
         '--sloppy', action='store_true', help='fast and rough, for tests of the installation only'
     )
+
+
+def _add_deepnat_options(parser: Parser) -> None:
+    group = parser.add_argument_group('structures by DeepNAT')
+    group.add_argument(
+        '--segmentation', choices=SEGMENTATIONS,
+        help='what labels the structures: default, the segmentation model; deepnat, the two '
+        'networks of DeepNAT (25 structures of T1w images; weights for non-commercial use only)',
+    )  # fmt: skip
+    group.add_argument(
+        '--deepnat-model', metavar='MODEL',
+        help='its second network, by name or folder, for instance one that was adapted to labels '
+        'of your own (default: deepnat-structures-miccai2012)',
+    )  # fmt: skip
+    switch = group.add_mutually_exclusive_group()
+    switch.add_argument(
+        '--crf', dest='crf', action='store_true',
+        help='follow it with a dense conditional random field' + _DEFAULT * CRF_BY_DEFAULT,
+    )  # fmt: skip
+    switch.add_argument(
+        '--no-crf', dest='crf', action='store_false',
+        help='leave out the conditional random field' + _DEFAULT * (not CRF_BY_DEFAULT),
+    )  # fmt: skip
+    group.add_argument(
+        '--deepnat-parities', type=int, choices=DEEPNAT_PARITIES,
+        help='how many of the eight parity classes of voxels are centres of patches: 2 (default) '
+        'reaches each voxel, 1 is faster, 8 is the network at each voxel and takes longest',
+    )  # fmt: skip
+    group.add_argument(
+        '--deepnat-tile', type=_positive, metavar='VOXELS',
+        help='edge of the tiles of the networks (default: chosen by memory)',
+    )  # fmt: skip
 
 
 def _add_vbm_options(parser: Parser) -> None:

@@ -21,7 +21,9 @@ GROUP_FROM = 4
 _GIVEN = {'brain_mask': 'mask', 'probseg_gm': 'GM', 'probseg_wm': 'WM', 'probseg_csf': 'CSF'}
 
 
-def overview(records: Sequence[SessionRecord], bids_dir: Path) -> str:
+def overview(
+    records: Sequence[SessionRecord], bids_dir: Path, segmentation: str = 'default'
+) -> str:
     """Write a table of all sessions, then their number.
 
     Parameters
@@ -30,6 +32,8 @@ def overview(records: Sequence[SessionRecord], bids_dir: Path) -> str:
         What :func:`bids_app.bids.inputs.collect_sessions` found.
     bids_dir : Path
         Root of the raw data set; paths are shown relative to it.
+    segmentation : str
+        What labels the structures, ``default`` or ``deepnat``.
 
     Returns
     -------
@@ -41,10 +45,14 @@ def overview(records: Sequence[SessionRecord], bids_dir: Path) -> str:
         lines.append(f'          where there is no T1w, {SHARPEST}')
     if any(record.dwi for record in records):
         lines.append(f'          {DIFFUSION_RULE}')
+    if segmentation == 'deepnat':
+        lines.append('          structures are labelled by DeepNAT, which takes T1w images')
     lines.append('')
     for record in records:
         lines.append(record.label if record.problem is None else f'{record.label}  NOT PROCESSED')
         rows = list(_rows(record, Path(os.path.abspath(bids_dir))))
+        if segmentation == 'deepnat' and record.stand_in is not None:
+            rows.append(('problem', 'DeepNAT cannot label it: there is no T1w', ''))
         width = max((len(file) for _, file, _ in rows), default=0)
         lines += [f'  {use:<8}{file:<{width}}  {text}'.rstrip() for use, file, text in rows]
     lines += ['', _summary(records)]

@@ -159,6 +159,14 @@ def _mixtures(study: Study) -> list[str]:
     if len(models) > 1:
         counts = ', '.join(f'{name} in {number}' for name, number in sorted(models.items()))
         notes.append(f'Tissue maps were made by different tissue models: {counts} sessions')
+    engines = Counter(
+        record.state.options.get('segmentation', 'default')
+        for record in study.done
+        if record.state is not None
+    )
+    if len(engines) > 1:
+        counts = ', '.join(f'{name} in {number}' for name, number in sorted(engines.items()))
+        notes.append(f'Structures were labelled in different ways: {counts} sessions')
     return notes
 
 

@@ -85,13 +85,14 @@ def find_model(name: str, models_dir: Path | None = None) -> Path:
     """
     base = models_dir or models_folder()
     folder = Path(name) if os.sep in name else base / name
-    if not (folder / 'card.json').is_file():
+    trainable = (folder / 'recipe.toml').is_file()
+    if not (folder / 'card.json').is_file() and not trainable:
         known = sorted(card.parent.name for card in base.glob('*/card.json'))
         raise ModelError(
             f'no model {name!r} in {base} (there: {", ".join(known) or "none"}): '
             'name one of these, or give the folder with --models-dir'
         )
-    if not (folder / 'weights.safetensors').is_file():
+    if not all((folder / name).is_file() for name in ('card.json', 'weights.safetensors')):
         raise ModelError(
             f'{folder}: no weights.safetensors: train them with '
             f'"python -m bids_app.training {folder / "recipe.toml"} --data DIR"'
@@ -199,7 +200,7 @@ def resident_networks(folder: Path) -> dict[str, nn.Module]:
     return _resident(folder, model_checksum(folder))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _resident(folder: Path, checksum: str) -> dict[str, nn.Module]:
     return load_networks(folder)
 

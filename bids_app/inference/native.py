@@ -65,7 +65,7 @@ class NativeSegmentation:
         return float(inside.mean()) if inside.size else float('nan')
 
 
-def _boxed_grid(
+def boxed_grid(
     shape: tuple[int, ...], affine: np.ndarray, box_shape: tuple[int, ...], box_affine: np.ndarray
 ) -> tuple[tuple[slice, ...], np.ndarray]:
     """Return the part of a RAS grid that a box of another grid covers, and its affine."""
@@ -107,7 +107,7 @@ def to_native(
     shape, affine, transform = canonical_affine(native_shape, native_affine)
     source = conformed_affine.copy()
     source[:3, 3] = conformed_affine[:3, :3] @ np.array(posterior.corner) + conformed_affine[:3, 3]
-    box, box_affine = _boxed_grid(shape, affine, posterior.classes.shape[1:], source)
+    box, box_affine = boxed_grid(shape, affine, posterior.classes.shape[1:], source)
     size = tuple(s.stop - s.start for s in box)
 
     def bring(volume: np.ndarray) -> np.ndarray:

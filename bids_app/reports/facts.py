@@ -17,6 +17,7 @@ _RUN_LABELS = {
     'fallback': 'Memory fallback',
     'threads': 'CPU threads',
     'modules': 'Modules',
+    'structures': 'Structures',
     'peak_memory_gb': 'Peak memory (GB)',
 }
 

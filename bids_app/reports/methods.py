@@ -32,6 +32,8 @@ def methods_text(
     contrasts: Sequence[str] = (),
     tissue_model: str = 'none',
     correct_lesions: bool = False,
+    deepnat: bool = False,
+    crf: bool = True,
 ) -> str:
     """Word the methods section as Markdown with citations such as ``[@n4]``.
 
@@ -72,6 +74,8 @@ def methods_text(
         that uses most contrasts.
     correct_lesions : bool
         Whether white-matter lesions count as white matter.
+    deepnat, crf : bool
+        Whether DeepNAT labels the structures, and whether its random field follows.
     """
     paragraphs = [
         f'Anatomical images were processed with AnatNet {version}, a BIDS App [@bids; @bidsapps] '
@@ -84,7 +88,9 @@ def methods_text(
     results = []
     if 'tissue' in modules:
         results.append('probability maps of grey matter, white matter and cerebrospinal fluid')
-    if 'wholebrain' in modules:
+    if 'wholebrain' in modules and deepnat:
+        results.insert(0, 'the brain mask')
+    elif 'wholebrain' in modules:
         results.append(
             'labels of 25 brain structures, the set of DeepNAT [@deepnat], with the numbers and '
             'names of FreeSurfer [@aseg]'
@@ -97,6 +103,8 @@ def methods_text(
             'coefficient of joint variation [@cjv], contrast-to-noise ratio [@cnr] and entropy '
             'focus criterion [@efc].',
         ]
+        if 'wholebrain' in modules and deepnat:
+            paragraphs.insert(-1, _deepnat_text(crf))
         if contrasts:
             paragraphs.append(_contrasts_text(contrasts, references))
         if tissue_model != 'none' and 'tissue' in modules:
@@ -192,6 +200,28 @@ def _segmentation_text(results: str, mirrored: bool) -> str:
         f'{average}The probabilities were resampled to the grid of the input image and the labels '
         f'decided there, which gave {results}. Volumes are sums of probabilities; voxelwise '
         'uncertainty is the normalised entropy of the posterior over labels.'
+    )
+
+
+def _deepnat_text(crf: bool) -> str:
+    text = (
+        'The 25 brain structures of DeepNAT [@deepnat], with the numbers and names of FreeSurfer '
+        '[@aseg], were labelled by a re-implementation of its two networks, trained on scans of '
+        'OASIS [@oasis] with the manual labels of the MICCAI 2012 challenge on multi-atlas '
+        'labelling: the first separates the brain from what is left around it, the second tells '
+        'the structures apart. Both see patches of the image at 1 mm and the coordinates of their '
+        'centre, three Cartesian ones and three eigenfunctions of the Laplace operator of the '
+        'brain [@shapedna], and predict the centre and its six neighbours; they were evaluated as '
+        'dense networks and the probabilities that reach a voxel averaged. '
+    )
+    if crf:
+        text += (
+            'A fully connected conditional random field with a Gaussian and a bilateral kernel '
+            '[@densecrf] followed. '
+        )
+    return text + (
+        'The probabilities were resampled to the grid of the input image and the labels decided '
+        'there. The weights are for non-commercial use only.'
     )
 
 

@@ -106,6 +106,32 @@ REFERENCES = (
         '10.1016/j.neuroimage.2017.02.035',
     ),
     Reference(
+        'shapedna',
+        'Reuter, M., Wolter, F.-E., Peinecke, N.',
+        2006,
+        'Laplace-Beltrami spectra as Shape-DNA of surfaces and solids',
+        'Computer-Aided Design 38(4), 342-366',
+        '10.1016/j.cad.2005.10.011',
+    ),
+    Reference(
+        'densecrf',
+        'Kraehenbuehl, P., Koltun, V.',
+        2011,
+        'Efficient inference in fully connected CRFs with Gaussian edge potentials',
+        'Advances in Neural Information Processing Systems 24, 109-117',
+        '10.48550/arXiv.1210.5644',
+        'inproceedings',
+    ),
+    Reference(
+        'oasis',
+        'Marcus, D.S. et al.',
+        2007,
+        'Open Access Series of Imaging Studies (OASIS): cross-sectional MRI data in young, '
+        'middle aged, nondemented, and demented older adults',
+        'Journal of Cognitive Neuroscience 19(9), 1498-1507',
+        '10.1162/jocn.2007.19.9.1498',
+    ),
+    Reference(
         'aseg',
         'Fischl, B. et al.',
         2002,
