@@ -235,6 +235,9 @@ class Scene:
         self.coherence = SmoothField(1, self.uniform(10, 25), generator)
         self.bias = SmoothField(1, 60.0, generator)
         self.bias_size = ranges.bias * self.uniform(0, 1)
+        # Arrays of small coils are several times as bright at the surface as in the middle.
+        self.coil_size = max(0.0, self.uniform(-0.6, 1.2))
+        self.coil_centre = 0.35 * torch.randn(3, generator=generator)
         self.distortion = SmoothField(1, self.uniform(25, 45), generator)
         self.distortion_size = 3.0 * self.uniform(0, 1) ** 2
         self.distorted_axis = 1 if self.uniform(0, 1) < 0.8 else 0
@@ -334,7 +337,14 @@ class Scene:
             return field.at(axes)[:, mask]
 
         fibres = inside(self.fibres)
-        gain = torch.exp(self.bias_size * inside(self.bias)[0])
+        from_coil = sum(
+            (((one / reach - middle) ** 2).view([-1 if i == axis else 1 for i in range(3)]))
+            for axis, (one, reach, middle) in enumerate(
+                zip(axes, self.anatomy.reach, self.coil_centre, strict=True)
+            )
+        )
+        coil = self.coil_size * (from_coil[mask] - 1).clamp(-1, 1.2)
+        gain = torch.exp(self.bias_size * inside(self.bias)[0] + coil)
         shift = self.distortion_size * self.distortion.at(axes)[0]
         (slope,) = torch.gradient(
             shift, spacing=(axes[self.distorted_axis],), dim=self.distorted_axis

@@ -116,7 +116,8 @@ def test_tissues_have_the_intensities_of_a_t1w_and_of_a_b0(
     anatomy = anatomies[which]
     draws = sampler(anatomies)
     scene = Scene(anatomy, STILL, draws.generator)
-    scene.distortion_size, scene.bottom, scene.top, scene.texture = 0.0, -np.inf, np.inf, 0.0
+    scene.bottom, scene.top = -np.inf, np.inf
+    scene.distortion_size = scene.texture = scene.coil_size = 0.0
     size = torch.full((3,), 1.5)
     sample = draws.block(scene, torch.zeros(3), size, size)
     shares, _ = scene.shares([size[0] * (torch.arange(32) - 15.5)] * 3, size, 2, image=False)
@@ -125,6 +126,29 @@ def test_tissues_have_the_intensities_of_a_t1w_and_of_a_b0(
     assert float(t1w[white].mean()) > float(t1w[cortex].mean()) + 0.5
     assert float(t1w[cortex].mean()) > float(t1w[fluid].mean()) + 0.5
     assert float(b0[fluid].mean()) > float(b0[white].mean()) + 1
+
+
+def test_coils_brighten_the_surface_of_the_brain_but_not_the_t1w(
+    anatomies: list[Anatomy],
+) -> None:
+    draws = sampler(anatomies)
+    scene = Scene(anatomies[0], STILL, draws.generator)
+    scene.bottom, scene.top, scene.distortion_size = -np.inf, np.inf, 0.0
+    scene.coil_centre = torch.zeros(3)
+    axes = [1.5 * (torch.arange(32) - 15.5)] * 3
+    shares, image = scene.shares(axes, torch.full((3,), 1.5), 2, image=True)
+    white = shares[6] > 0.99
+    ratios = []
+    for size in (0.0, 1.0):
+        scene.coil_size = size
+        b0 = torch.zeros(white.shape)
+        b0[white] = scene.diffusion(shares, axes, white)[0]
+        middle = torch.zeros_like(white)
+        middle[11:21, 11:21, 11:21] = True
+        ratios.append(float(b0[white & ~middle].mean() / b0[white & middle].mean()))
+    assert ratios[1] > 1.1 * ratios[0]
+    painted = scene.t1w(shares, image)
+    assert float(painted[white].std()) < 0.06 * float(painted[white].mean())
 
 
 def test_z_scores_are_those_of_the_whole_brain(anatomies: list[Anatomy]) -> None:
