@@ -72,10 +72,10 @@ def load_stages(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def brain_box(scan: Any) -> tuple[slice, ...]:
-    """Return the box of the mask of a scan: the margin for training crops is not needed."""
+    """Return the box of the mask and all labels: the margin for training crops is not needed."""
     from bids_app.images.masks import bounding_box
 
-    return bounding_box(scan.wide.numpy(), 1)
+    return bounding_box((scan.wide | (scan.classes > 0)).numpy(), 1)
 
 
 def machine() -> dict[str, Any]:
@@ -229,12 +229,12 @@ def patch_wise(
 
 def score(found: Any, truth: Any) -> dict[str, Any]:
     """Return the Dice of each structure and their mean."""
-    import torch
-
     from bids_app.inference.deepnat_classes import CLASSES
+    from bids_app.training.deepnat_labels import UNKNOWN
     from bids_app.training.overlap import class_overlaps
 
-    both, size = class_overlaps(found, torch.as_tensor(truth).long(), len(CLASSES))
+    known = truth != UNKNOWN
+    both, size = class_overlaps(found[known], truth[known].long(), len(CLASSES))
     dice = (2 * both / size.clamp_min(1)).tolist()
     names = CLASSES[1:-1]
     return {
@@ -302,7 +302,7 @@ def evaluate(options: argparse.Namespace) -> None:
                 torch.save((classes.half(), inside), kept)
         times = {'networks': clock.read()}
         truth = scan.classes[box]
-        lost = int((scan.classes > 0).sum() - (truth > 0).sum())
+        lost = int(((truth > 0) & ~scan.wide[box]).sum())
         for row in wanted:
             clock = Clock()
             result = classes
@@ -352,7 +352,11 @@ def ablations(options: argparse.Namespace) -> None:
         kinds, tasks = VARIANTS[variant]
         rows = coordinate_rows(kinds)
         arguments = {**stage.arguments, 'coordinates': len(rows), 'tasks': tasks}
-        own = replace(stage, arguments=arguments, validate_every=options.steps + 1)
+        # A mean over 200 steps would lag behind in so short a training.
+        average = min(stage.average, 1 - 6 / max(options.steps, 7))
+        own = replace(
+            stage, arguments=arguments, average=average, validate_every=options.steps + 1
+        )
         code = json.dumps([variant, settings, asdict(own)], sort_keys=True, default=str)
         folder = options.work / hashlib.sha256(code.encode()).hexdigest()[:10]
         scans = scans or load(options, train)
