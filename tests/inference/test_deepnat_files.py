@@ -171,7 +171,7 @@ def test_mask_on_another_grid_serves_as_well(files, networks, tmp_path):
     given = segment_structures(**files, crf=False)['foreground_mm3']
     files['mask_file'] = save(tmp_path / 'other.nii', mask, affine)
     assert segment_structures(**files, crf=False)['foreground_mm3'] == pytest.approx(
-        given, rel=0.05
+        given, rel=0.08
     )
 
 
