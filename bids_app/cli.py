@@ -54,6 +54,11 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger('anatnet')
 
+# Without DeepNAT they have nothing to do.
+_DEEPNAT_OPTIONS = (
+    'deepnat_model', 'crf', 'deepnat_mirror', 'deepnat_parities', 'deepnat_tile',
+)  # fmt: skip
+
 # A configuration file describes a run, these belong to one call.
 _NOT_FROM_FILE = ('run_uuid', 'command_line')
 
@@ -488,7 +493,7 @@ def _check_deepnat(values: dict[str, Any]) -> None:
         raise UsageError('--segmentation deepnat labels structures: add wholebrain to --modules')
     options = [
         f'--{name.replace("_", "-")}'
-        for name in ('deepnat_model', 'crf', 'deepnat_parities', 'deepnat_tile')
+        for name in _DEEPNAT_OPTIONS
         if values.get(name, getattr(RunConfig, name)) != getattr(RunConfig, name)
     ]
     if options and not asked:

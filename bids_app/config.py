@@ -88,6 +88,7 @@ class RunConfig:
     segmentation: str = 'default'
     deepnat_model: str = 'deepnat-structures-miccai2012'
     crf: bool = CRF_BY_DEFAULT
+    deepnat_mirror: bool = False
     deepnat_parities: int = 2
     deepnat_tile: int = 0
     tissue_model: str = 'none'
@@ -232,7 +233,8 @@ _TABLES: dict[str, tuple[str, ...]] = {
     ),
     'workflow': (
         'subject_anatomical_reference', 'reference', 'modules', 'model', 'segmentation',
-        'deepnat_model', 'crf', 'deepnat_parities', 'deepnat_tile', 'tissue_model',
+        'deepnat_model', 'crf', 'deepnat_mirror', 'deepnat_parities', 'deepnat_tile',
+        'tissue_model',
         'correct_lesions', 'models_dir', 'device', 'precision', 'random_seed', 'sloppy',
         'registration', 'output_spaces', 'voxel_size', 'smooth_fwhm', 'atlas', 'classifier',
         'synth_model', 'synth_1mm', 'synth_as_preproc', 'b0_threshold', 'dwi_motion',

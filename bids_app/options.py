@@ -250,6 +250,11 @@ def _add_deepnat_options(parser: Parser) -> None:
         help='leave out the conditional random field' + _DEFAULT * (not CRF_BY_DEFAULT),
     )  # fmt: skip
     group.add_argument(
+        '--deepnat-mirror', action='store_true',
+        help='average its second network with what it says of the mirrored brain, as the default '
+        'model does: takes twice the time; the published system does not',
+    )  # fmt: skip
+    group.add_argument(
         '--deepnat-parities', type=int, choices=DEEPNAT_PARITIES,
         help='how many of the eight parity classes of voxels are centres of patches: 2 (default) '
         'reaches each voxel, 1 is faster, 8 is the network at each voxel and takes longest',

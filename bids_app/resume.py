@@ -32,7 +32,7 @@ long as nothing is random), nor do the
 options that choose scans: those act through the inputs. Modules are compared apart, because a
 session with more of them than asked for is done."""
 
-DEEPNAT_OPTIONS = ('crf', 'deepnat_parities')
+DEEPNAT_OPTIONS = ('crf', 'deepnat_mirror', 'deepnat_parities')
 """Options of ``--segmentation deepnat``; its models are compared by their checksums."""
 
 DWI_OPTIONS = (

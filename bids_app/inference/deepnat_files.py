@@ -118,6 +118,7 @@ def segment_structures(
     foreground: Path,
     model: Path,
     crf: bool = True,
+    mirror: bool = False,
     parities: int = 2,
     tile: int | None = None,
     suspect: str | None = None,
@@ -142,6 +143,8 @@ def segment_structures(
         Model folders of the first and the second network.
     crf : bool
         Sharpen the probabilities with the conditional random field.
+    mirror : bool
+        See :func:`bids_app.inference.deepnat_segment.segment_prepared`.
     parities : {1, 2, 8}
         See :data:`bids_app.inference.deepnat.PARITIES`.
     tile : int, optional
@@ -156,8 +159,8 @@ def segment_structures(
     -------
     dict
         ``structures`` (rows of :class:`NativeStructures`), ``foreground_mm3``, ``crf``,
-        ``absent`` (names of structures that DeepNAT does not know), ``licences`` (of the
-        weights), ``device``, ``precision`` and ``fallback``.
+        ``mirror``, ``absent`` (names of structures that DeepNAT does not know), ``licences`` (of
+        the weights), ``device``, ``precision`` and ``fallback``.
 
     Raises
     ------
@@ -181,7 +184,8 @@ def segment_structures(
     axes = TURNS[suspect] if suspect else ()
     if axes:
         data, mask = (np.ascontiguousarray(np.flip(volume, axes)) for volume in (data, mask))
-    found = segment_deepnat(data, affine, mask, first, second, refiner if crf else None)
+    refine = refiner if crf else None
+    found = segment_deepnat(data, affine, mask, first, second, refine, mirror)
     if axes:
         found = _turn_back(found, data.shape, axes)
     native = read_grid(native_file)
@@ -194,6 +198,7 @@ def segment_structures(
         'structures': result.rows,
         'foreground_mm3': round(float(found.foreground.sum()) * voxel, 1),
         'crf': crf,
+        'mirror': mirror,
         'absent': absent_structures(),
         'licences': list(
             dict.fromkeys(load_card(folder).licence for folder in (foreground, model))

@@ -165,12 +165,12 @@ def segment_deepnat(
         If the mask, or what the first network leaves of it, has less than 20 cm^3.
     """
     image, wide = brain_image(data, affine, mask)
-    coordinates = torch.from_numpy(brain_coordinates(mask, affine))
     box = bounding_box(wide.numpy(), 1)
+    coordinates = torch.from_numpy(brain_coordinates(np.asarray(mask)[box], affine))
     voxel = abs(float(np.linalg.det(np.asarray(affine)[:3, :3])))
     classes, inside = segment_prepared(
-        image[box], wide[box], coordinates[(slice(None), *box)], foreground, structures, refine,
-        mirror=mirror, voxel=voxel,
+        image[box], wide[box], coordinates, foreground, structures, refine, mirror=mirror,
+        voxel=voxel,
     )  # fmt: skip
     return DeepNATPosterior(classes, inside, tuple(part.start for part in box))
 

@@ -27,6 +27,7 @@ class _StructuresInputSpec(DeviceInputSpec):
     model = Str(mandatory=True, nohash=True, desc='model folder of the second network')
     sha256 = traits.List(Str, mandatory=True, desc='checksums of both models')
     crf = traits.Bool(True, usedefault=True, desc='conditional random field')
+    mirror = traits.Bool(False, usedefault=True, desc='average with the mirrored brain')
     parities = traits.Enum(2, 1, 8, usedefault=True, desc='parity classes of patch centres')
     tile = traits.Int(0, usedefault=True, nohash=True, desc='edge of tiles, voxels; 0 for ours')
 
@@ -56,6 +57,7 @@ class SegmentStructures(SimpleInterface):
                 foreground=Path(inputs.foreground),
                 model=Path(inputs.model),
                 crf=inputs.crf,
+                mirror=inputs.mirror,
                 parities=inputs.parities,
                 tile=inputs.tile or None,
                 suspect=read_info(inputs.mask_info).get('orientation_suspect'),

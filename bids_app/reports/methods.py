@@ -34,6 +34,7 @@ def methods_text(
     correct_lesions: bool = False,
     deepnat: bool = False,
     crf: bool = True,
+    mirror: bool = False,
 ) -> str:
     """Word the methods section as Markdown with citations such as ``[@n4]``.
 
@@ -74,8 +75,9 @@ def methods_text(
         that uses most contrasts.
     correct_lesions : bool
         Whether white-matter lesions count as white matter.
-    deepnat, crf : bool
-        Whether DeepNAT labels the structures, and whether its random field follows.
+    deepnat, crf, mirror : bool
+        Whether DeepNAT labels the structures, whether its random field follows, and whether the
+        mirrored brain is segmented, too.
     """
     paragraphs = [
         f'Anatomical images were processed with AnatNet {version}, a BIDS App [@bids; @bidsapps] '
@@ -104,7 +106,7 @@ def methods_text(
             'focus criterion [@efc].',
         ]
         if 'wholebrain' in modules and deepnat:
-            paragraphs.insert(-1, _deepnat_text(crf))
+            paragraphs.insert(-1, _deepnat_text(crf, mirror))
         if contrasts:
             paragraphs.append(_contrasts_text(contrasts, references))
         if tissue_model != 'none' and 'tissue' in modules:
@@ -203,7 +205,7 @@ def _segmentation_text(results: str, mirrored: bool) -> str:
     )
 
 
-def _deepnat_text(crf: bool) -> str:
+def _deepnat_text(crf: bool, mirror: bool) -> str:
     text = (
         'The 25 brain structures of DeepNAT [@deepnat], with the numbers and names of FreeSurfer '
         '[@aseg], were labelled by a re-implementation of its two networks, trained on scans of '
@@ -214,6 +216,8 @@ def _deepnat_text(crf: bool) -> str:
         'brain [@shapedna], and predict the centre and its six neighbours; they were evaluated as '
         'dense networks and the probabilities that reach a voxel averaged. '
     )
+    if mirror:
+        text += 'They were averaged with those of the mirrored image. '
     if crf:
         text += (
             'A fully connected conditional random field with a Gaussian and a bilateral kernel '

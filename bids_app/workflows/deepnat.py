@@ -34,6 +34,8 @@ class DeepNATSettings:
         Checksums of both.
     crf : bool
         Whether the conditional random field follows.
+    mirror : bool
+        Whether the mirrored brain is segmented, too.
     parities : int
         Parity classes of voxels that are centres of patches.
     tile : int
@@ -44,6 +46,7 @@ class DeepNATSettings:
     model: Path
     sha256: tuple[str, str]
     crf: bool = True
+    mirror: bool = False
     parities: int = 2
     tile: int = 0
 
@@ -58,6 +61,7 @@ def deepnat_settings(config: RunConfig, models: ModelsInUse) -> DeepNATSettings 
         second.folder,
         (first.sha256, second.sha256),
         config.crf,
+        config.deepnat_mirror,
         config.deepnat_parities,
         config.deepnat_tile,
     )
@@ -89,6 +93,7 @@ def structures_node(
             model=str(settings.model),
             sha256=list(settings.sha256),
             crf=settings.crf,
+            mirror=settings.mirror,
             parities=settings.parities,
             tile=settings.tile,
             **resources,

@@ -66,6 +66,7 @@ def run_methods(
         correct_lesions=config.correct_lesions,
         deepnat=config.segmentation == 'deepnat',
         crf=config.crf,
+        mirror=config.deepnat_mirror,
     )
 
 
