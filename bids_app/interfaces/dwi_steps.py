@@ -19,6 +19,8 @@ TISSUE_FRACTION = 0.15
 """What is darker than this part of the median b=0 of the brain is no brain, but air or bone that
 the mask, which is found at 3 mm, has taken in."""
 
+_SMOOTHING = 0.8  # voxels: single ones at the border of the mask go to what is around them
+
 UNCORRECTED = (
     'Distortion by susceptibility differences was not corrected: near the sinuses and the ear '
     'canals, images are shifted and stretched along the phase-encoding direction.',
@@ -143,10 +145,13 @@ def map_diffusion(
     ImageError
         If there is no brain.
     """
+    from dataclasses import replace
+
     from bids_app.diffusion.channels import channels_of_series
     from bids_app.diffusion.maps import direction_colours, tensor_maps
     from bids_app.diffusion.series import coverage_notes
     from bids_app.diffusion.tensor import fractional_anisotropy
+    from bids_app.images.bias import n4_bias_field
 
     network = {'device': device, 'precision': precision, 'threads': threads, 'low_mem': low_mem}
     series = _load(prepared)
@@ -156,8 +161,11 @@ def map_diffusion(
     mask, located = brain_of(b0, series.affine, folder, model=model, **network)
     notes = coverage_notes(series, mask)
     saved = _Saver(series, folder)
+    # The receiving coils brighten all volumes alike, so that the tensor does not change.
+    field = n4_bias_field(b0, series.affine, mask, threads=threads)
+    series = replace(series, data=series.data / field[..., None])
     if low.any():
-        saved('dwi_b0', b0)
+        saved('dwi_b0', b0 / field)
     saved('dwi_mask', mask.astype(np.uint8), np.uint8)
     found: dict[str, Any] = {
         'brain_mm3': float(mask.sum() * abs(np.linalg.det(series.affine[:3, :3]))),
@@ -243,6 +251,7 @@ def brain_of(
         What :func:`bids_app.inference.brain.locate_brain` found.
     """
     import nibabel as nib
+    from scipy.ndimage import gaussian_filter
 
     from bids_app.images.conform import conform_file
     from bids_app.images.masks import clean_mask
@@ -257,6 +266,7 @@ def brain_of(
     mask = resample_separable(found, place, image.shape, affine) >= 0.5
     if mask.any():
         mask &= image > TISSUE_FRACTION * np.median(image[mask])
+        mask = gaussian_filter(mask.astype(np.float32), _SMOOTHING) > 0.5
     return clean_mask(mask), located
 
 

@@ -109,6 +109,7 @@ def render_page(
         'predictions': [],
         'contrasts': [],
         'lesions': None,
+        'diffusion': None,
     }
     documents: dict[str, str] = {}
     scan_key = 'preproc' if 'preproc' in files else 'scan'
@@ -118,6 +119,13 @@ def render_page(
             values.update(_pictures(files, scan_key, context, parts, documents))
     else:
         values.update(_contrasts(files, None, None, context, parts, documents))
+    with parts.attempt('Diffusion'):
+        if context.dwi:
+            from bids_app.reports.dwi import diffusion_entry
+
+            values['diffusion'] = diffusion_entry(
+                context.dwi, context.reference, parts.attempt, documents
+            )
     with parts.attempt('The table of tissue volumes'):
         if 'tissue_morph' in files:
             rows = tables.read_tsv(files['tissue_morph'])
@@ -350,6 +358,7 @@ def load_template(name: str = 'report.html.jinja') -> Any:
     environment.filters.update(
         ml=lambda value: _format(value, ',.2f' if value and value < 100 else ',.1f'),
         signed=lambda value: _format(value, '+.1f').replace('-', '\N{MINUS SIGN}'),
+        signed_short=lambda value: _format(value, '+.2f').replace('-', '\N{MINUS SIGN}'),
         share=lambda value: _format(value, '.1f', ' %'),
         short=lambda value: _format(value, '.2f'),
         mm3=lambda value: _format(value, ',.0f'),
