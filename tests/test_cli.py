@@ -94,7 +94,7 @@ VALUES = {
     '--omp-nthreads': '2', '--mem-gb': '4', '--mem': '4G', '--mem-mb': '4000',
     '--gpu-slots': '2', '--debug': 'workdir', '--work-dir': 'w', '--models-dir': 'm',
     '--bids-database-dir': 'd', '--registration': 'ants', '--output-spaces': 'MNI305:res-2',
-    '--reference': 'T1w', '--tissue-model': 'none',
+    '--reference': 'T1w', '--tissue-model': 'none', '--segmentation': 'deepnat',
     '--voxel-size': '2', '--smooth-fwhm': '8', '--atlas': 'a.nii', '--derivatives': 'x=raw',
     '--batch': '1/2', '--synth-model': 'none', '--b0-threshold': '10', '--dwi-motion': 'rigid',
     '--dwi-denoise': 'none',
@@ -110,7 +110,10 @@ WITH_FILE = {
     '--nipype-plugin-file',
     '--config-file',
 }
-WITH_ANOTHER = {'--correct-lesions'}
+WITH_ANOTHER = {
+    '--correct-lesions', '--crf', '--no-crf', '--deepnat-mirror', '--deepnat-model',
+    '--deepnat-parities', '--deepnat-tile',
+}  # fmt: skip
 LATER = {'--resource-monitor', '--write-graph', '--lesion-mask'}
 
 

@@ -98,6 +98,7 @@ def test_moved_data_set_is_the_same(session, tmp_path):
     [
         ({'precision': 'float32'}, 'option changed: precision was auto, is float32'),
         ({'sloppy': True}, 'option changed: sloppy was False, is True'),
+        ({'segmentation': 'deepnat'}, 'option changed: segmentation was default, is deepnat'),
     ],
 )
 def test_changed_option_runs(session, change, reason):
@@ -106,7 +107,8 @@ def test_changed_option_runs(session, change, reason):
 
 
 @pytest.mark.parametrize(
-    'change', [{'nprocs': 7}, {'device': 'cpu'}, {'low_mem': True}, {'random_seed': 1}]
+    'change',
+    [{'nprocs': 7}, {'device': 'cpu'}, {'low_mem': True}, {'random_seed': 1}, {'crf': False}],
 )
 def test_option_without_effect_on_results_does_not_run(session, change):
     config, state, scan = session

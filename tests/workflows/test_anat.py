@@ -11,6 +11,7 @@ from bids_app.bids.spaces import OutputSpace
 from bids_app.images.templates import Template
 from bids_app.interfaces.publish import PUBLISHED, STEPS
 from bids_app.workflows.anat import EXPECTED_SECONDS, anat_steps, init_anat_wf
+from bids_app.workflows.deepnat import DeepNATSettings
 from bids_app.workflows.dwi import DwiSettings
 from bids_app.workflows.jobs import ModelInUse
 from bids_app.workflows.vbm import VbmSettings
@@ -46,6 +47,7 @@ def build(tmp_path):
 
 
 ATLASES = (('MNI305', 'aal', '/atlas/aal.nii'),)
+DEEPNAT = DeepNATSettings(Path('/models/foreground'), Path('/models/structures'), ('a', 'b'))
 CLASSIFIERS = (ModelInUse(Path('/models/sexpif'), 'sexpif', '1', 'abc', 'x'),)
 
 
@@ -98,8 +100,13 @@ def test_modules_choose_what_is_published(build, modules, missing):
 def test_every_step_has_an_expected_time():
     steps = {
         *anat_steps(
-            ALL, GIVEN, settings(atlases=ATLASES, classifiers=CLASSIFIERS), ['T2w'], 'auto',
+            ALL,
+            GIVEN,
+            settings(atlases=ATLASES, classifiers=CLASSIFIERS),
+            ['T2w'],
+            'auto',
             DwiSettings((), (), ()),
+            DEEPNAT,
         ),  # fmt: skip
         *anat_steps(('mask',)),
     }
