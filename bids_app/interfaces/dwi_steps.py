@@ -498,12 +498,12 @@ def _agreement(
     """Correlate diffusion images with the resampled reference in the brain."""
     keys = ('dwi_t1w', 'dwi_b0', 'dwi_mean', 'dwi_fa', 'dwi_md')
     target = reference[inside]
-    if target.size < 10 or target.std() == 0:
+    if target.size < 10 or np.ptp(target) < 1e-3 * np.abs(target).mean():
         return {}
     found = {}
     for key in keys:
         if key in files:
             values = load_array(Path(files[key]))[0][inside]
-            if values.std() > 0:
+            if np.ptp(values) > 1e-3 * np.abs(values).mean():
                 found[key] = round(float(np.corrcoef(values, target)[0, 1]), 4)
     return found
