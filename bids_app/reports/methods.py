@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from bids_app.bids.outputs import SYNTHESIZED
 from bids_app.reports.references import REFERENCES, Reference
 
 
@@ -32,6 +33,7 @@ def methods_text(
     contrasts: Sequence[str] = (),
     tissue_model: str = 'none',
     correct_lesions: bool = False,
+    dwi: Mapping[str, str] | None = None,
     deepnat: bool = False,
     crf: bool = True,
     mirror: bool = False,
@@ -75,6 +77,9 @@ def methods_text(
         that uses most contrasts.
     correct_lesions : bool
         Whether white-matter lesions count as white matter.
+    dwi : mapping, optional
+        How diffusion images were processed, where they were: ``synth_model``, ``motion`` and
+        ``denoise``, each ``none`` or what was used.
     deepnat, crf, mirror : bool
         Whether DeepNAT labels the structures, whether its random field follows, and whether the
         mirrored brain is segmented, too.
@@ -113,6 +118,8 @@ def methods_text(
             paragraphs.append(_tissue_model_text(tissue_model, correct_lesions))
     else:
         paragraphs[-1] += ' The brain mask was resampled to the grid of the input image.'
+    if dwi is not None:
+        paragraphs.append(_diffusion_text(dwi, references))
     if precomputed:
         paragraphs.append(
             'Taken from existing derivatives instead of those computed here: '
@@ -141,6 +148,17 @@ _WEIGHTINGS = {'T1w': 'T1-weighted', 'T2w': 'T2-weighted', 'FLAIR': 'FLAIR',
 
 
 def _references_text(references: Sequence[str]) -> str:
+    if SYNTHESIZED in references:
+        others = [name for name in references if name != SYNTHESIZED]
+        if not others:
+            return (
+                'There being no anatomical image, a T1-weighted image was synthesised from the '
+                'diffusion images; volumes from it are not those of a measured image. It'
+            )
+        return (
+            f'{_references_text(others).rstrip(",")}, or where there was no anatomical image a '
+            'T1-weighted one that was synthesised from the diffusion images,'
+        )
     words = [_WEIGHTINGS.get(name, name) for name in references]
     if list(references) == ['T1w']:
         return 'Each T1-weighted image'
@@ -154,6 +172,38 @@ def _references_text(references: Sequence[str]) -> str:
         f'Each T1-weighted image, or where there was none the sharpest other one '
         f'({_joined(others)}), which makes volumes less exact,'
     )
+
+
+def _diffusion_text(dwi: Mapping[str, str], references: Sequence[str]) -> str:
+    """Word how diffusion images were processed, and what was left as it was."""
+    parts = ['Diffusion runs of one grid and phase-encoding direction were joined.']
+    if dwi['denoise'] != 'none':
+        parts.append('Noise was removed by principal components [@mppca].')
+    if dwi['motion'] != 'none':
+        parts.append(
+            'Every volume was registered rigidly, interpolated once with cubic B-splines, and its '
+            'gradient direction turned with the head.'
+        )
+    parts.append(
+        'The brain was located on the mean image without diffusion weighting, from which a bias '
+        'field was estimated with N4 [@n4] and taken out of all volumes. The diffusion tensor was '
+        'fitted by weighted linear least squares [@wls] to volumes of b up to 1500 s/mm^2 where '
+        'these suffice, else to all, which gave fractional anisotropy [@fa] and mean, axial and '
+        'radial diffusivity.'
+    )
+    if dwi['synth_model'] != 'none':
+        parts.append(
+            f'The network {dwi["synth_model"]}, trained on simulated diffusion data, synthesised '
+            'a T1-weighted image from the diffusion images as in DeepAnat [@deepanat].'
+        )
+    if any(name != SYNTHESIZED for name in references):
+        through = 'the synthesised image' if dwi['synth_model'] != 'none' else 'b=0'
+        parts.append(
+            f'Anatomical and diffusion images were registered rigidly through {through} [@nmi], '
+            'and the structures were brought to the grid of the diffusion images.'
+        )
+    parts.append('Distortion by susceptibility and by eddy currents was not corrected.')
+    return ' '.join(parts)
 
 
 def _contrasts_text(contrasts: Sequence[str], references: Sequence[str]) -> str:

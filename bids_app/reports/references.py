@@ -56,6 +56,40 @@ REFERENCES = (
         '10.3389/fninf.2011.00013',
     ),
     Reference(
+        'deepanat',
+        'Li, Z. et al.',
+        2023,
+        'DeepAnat: synthesizing T1-weighted images from diffusion MRI',
+        'Medical Image Analysis 86, 102744',
+        '10.1016/j.media.2023.102744',
+    ),
+    Reference(
+        'wls',
+        'Veraart, J., Sijbers, J., Sunaert, S., Leemans, A., & Jeurissen, B.',
+        2013,
+        'Weighted linear least squares estimation of diffusion MRI parameters: strengths, '
+        'limitations, and pitfalls',
+        'NeuroImage 81, 335-346',
+        '10.1016/j.neuroimage.2013.05.028',
+    ),
+    Reference(
+        'fa',
+        'Basser, P.J., & Pierpaoli, C.',
+        1996,
+        'Microstructural and physiological features of tissues elucidated by '
+        'quantitative-diffusion-tensor MRI',
+        'Journal of Magnetic Resonance, Series B 111(3), 209-219',
+        '10.1006/jmrb.1996.0086',
+    ),
+    Reference(
+        'mppca',
+        'Veraart, J. et al.',
+        2016,
+        'Denoising of diffusion MRI using random matrix theory',
+        'NeuroImage 142, 394-406',
+        '10.1016/j.neuroimage.2016.08.016',
+    ),
+    Reference(
         'nmi',
         'Studholme, C., Hill, D.L.G., & Hawkes, D.J.',
         1999,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app import __version__
+from bids_app.bids.outputs import SYNTHESIZED
 from bids_app.bids.spaces import atlas_parts, output_spaces
 from bids_app.config import RunConfig
 
@@ -64,10 +65,22 @@ def run_methods(
         contrasts=contrasts,
         tissue_model=_tissue_model(config),
         correct_lesions=config.correct_lesions,
+        dwi=_dwi(config, references),
         deepnat=config.segmentation == 'deepnat',
         crf=config.crf,
         mirror=config.deepnat_mirror,
     )
+
+
+def _dwi(config: RunConfig, references: Sequence[str]) -> dict[str, str] | None:
+    """Say how diffusion images are processed; None if they are not."""
+    if 'dwi' not in config.modules and SYNTHESIZED not in references:
+        return None
+    return {
+        'synth_model': Path(config.synth_model).name,
+        'motion': config.dwi_motion,
+        'denoise': config.dwi_denoise,
+    }
 
 
 def _tissue_model(config: RunConfig) -> str:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bids_app.bids.outputs import SYNTHESIZED
 from bids_app.reports.dwi import diffusion_entry, diffusion_figure
+from bids_app.reports.methods import cited, methods_text
 from bids_app.reports.page import render_page
 from bids_app.reports.session import SessionReport
 
@@ -134,3 +136,20 @@ def test_a_page_of_images_that_could_not_be_used(files):
     page, _ = render_page(SessionReport('sub-01', dwi=dwi))
     assert '2 b-values, but 8 vectors' in page
     assert 'could not be shown' not in page
+
+
+def test_methods_text_tells_what_was_done_and_what_was_not():
+    plain = methods_text('1', dwi={'synth_model': 'none', 'motion': 'none', 'denoise': 'none'})
+    assert 'through b=0' in plain
+    assert 'was not corrected' in plain
+    assert '@mppca' not in plain
+    assert 'synthesised' not in plain
+    full = methods_text(
+        '1', references=[SYNTHESIZED],
+        dwi={'synth_model': 'deepanat', 'motion': 'rigid', 'denoise': 'mppca'},
+    )  # fmt: skip
+    assert full.count('There being no anatomical image, a T1-weighted image was synthesised') == 1
+    assert 'registered rigidly through' not in full
+    assert {'mppca', 'wls', 'fa', 'deepanat'} <= {reference.key for reference in cited(full)}
+    both = methods_text('1', references=['T1w', SYNTHESIZED])
+    assert 'Each T1-weighted image, or where there was no anatomical image a' in both
