@@ -143,7 +143,7 @@ def test_methods_text_tells_what_was_done_and_what_was_not():
     assert 'through b=0' in plain
     assert 'was not corrected' in plain
     assert '@mppca' not in plain
-    assert 'synthesised' not in plain
+    assert '@deepanat' not in plain
     full = methods_text(
         '1', references=[SYNTHESIZED],
         dwi={'synth_model': 'deepanat', 'motion': 'rigid', 'denoise': 'mppca'},
