@@ -113,6 +113,8 @@ def synthesise_t1w(
     if tile is None:
         memory = _MEMORY_SHARE * free_memory(device)
         tile = choose_tile(network, cut.shape[1:], len(cut), (BLOCK,) * 3, memory, low_mem)
+    # Several times as fast on a CPU, for a network of few channels.
+    network.to(memory_format=torch.channels_last_3d)
     predictor = Predictor(network, device, resolve_precision(precision, device), tile)
     found = predictor.logits(cut)[0].numpy()
     result[box] = found[tuple(slice(0, n) for n in size)]
