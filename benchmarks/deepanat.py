@@ -31,7 +31,7 @@ import torch
 
 from bids_app.bids.files import atomic_write_text
 from bids_app.data import structures
-from bids_app.diffusion.channels import CHANNELS, channels_of_series
+from bids_app.diffusion.channels import CHANNELS, channels_of_series, deepanat_channels
 from bids_app.diffusion.maps import majority_labels
 from bids_app.diffusion.series import join_runs, read_run
 from bids_app.images.grids import canonical
@@ -55,6 +55,7 @@ SEED = 20261121
 TISSUES = ('CSF', 'GM', 'WM')
 B0_THRESHOLD = 50.0
 BINS = 32
+TABLES = ('bval', 'bvec')
 
 
 def main() -> None:
@@ -155,22 +156,10 @@ def measure_real(bids: Path, derivatives: Path, alone: Path | None) -> dict[str,
         measured = next((path.parent).glob('*_space-dwi_desc-preproc_T1w.nii.gz'), None)
         if measured is None:
             continue
-        t1w, affine = ras(measured)
-        mask = ras(next((folder / 'dwi').glob('*_desc-brain_mask.nii.gz')))[0] > 0
+        t1w = ras(measured)[0]
+        mask = ras(one(folder, 'dwi', 'desc-brain_mask'))[0] > 0
         inside = mask & (t1w > 0)
-        runs = sorted((bids / folder.relative_to(derivatives) / 'dwi').glob('*_dwi.nii.gz'))
-        series = join_runs(
-            [
-                read_run(
-                    run, *(Path(re.sub('nii.gz$', end, str(run))) for end in ('bval', 'bvec'))
-                )
-                for run in runs
-            ],
-            B0_THRESHOLD,
-        )
-        channels = channels_of_series(
-            series.data, series.gradients.bvals, series.gradients.bvecs, mask
-        ).channels
+        channels = input_channels(bids, folder, mask)
         images = {'synthesised': ras(path)[0], **dict(zip(CHANNELS, channels, strict=True))}
         result[stem] = {
             'voxels': int(inside.sum()),
@@ -182,6 +171,29 @@ def measure_real(bids: Path, derivatives: Path, alone: Path | None) -> dict[str,
         if alone:
             result[stem]['dice'] = tissue_dice(folder, alone / folder.relative_to(derivatives))
     return result
+
+
+def one(folder: Path, kind: str, end: str) -> Path:
+    """Return the image of a session with this end of its name."""
+    return next((folder / kind).glob(f'*_{end}.nii.gz'))
+
+
+def input_channels(bids: Path, folder: Path, mask: np.ndarray) -> np.ndarray:
+    """Return what the network saw: mean images of the app, tensor of its sources."""
+    sidecar = json.loads(
+        Path(re.sub('nii.gz$', 'json', str(one(folder, 'dwi', 'desc-b0_dwiref')))).read_text()
+    )
+    series = join_runs(
+        [
+            read_run(bids / name, *(bids / re.sub('nii.gz$', end, name) for end in TABLES))
+            for name in (source.rsplit(':', 1)[-1] for source in sidecar['Sources'])
+        ],
+        B0_THRESHOLD,
+    )
+    table = series.gradients
+    fit = channels_of_series(series.data, table.bvals, table.bvecs, mask).fit
+    b0, mean_dwi = (ras(one(folder, 'dwi', f'desc-{d}_dwiref'))[0] for d in ('b0', 'meandwi'))
+    return deepanat_channels(b0, mean_dwi, fit.eigenvalues, fit.tensor, b0, mask)
 
 
 def ras(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -208,8 +220,8 @@ def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
 
 def tissue_dice(both: Path, alone: Path) -> dict[str, float]:
     """Compare tissues found in the synthesised and in the measured T1w, on the diffusion grid."""
-    wanted, affine = ras(next((both / 'dwi').glob('*_desc-wholebrain_dseg.nii.gz')))
-    found, place = ras(next((alone / 'anat').glob('*_desc-wholebrain_dseg.nii.gz')))
+    wanted, affine = ras(one(both, 'dwi', 'desc-wholebrain_dseg'))
+    found, place = ras(one(alone, 'anat', 'desc-wholebrain_dseg'))
     found = majority_labels(found.astype(np.int16), place, wanted.shape, affine, np.eye(4))
     table = np.zeros(1024, dtype=int)
     for structure in structures():
