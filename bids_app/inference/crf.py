@@ -26,6 +26,9 @@ _FLOOR = 1e-5
 _LOCAL = 0.01
 """A class occurs where it has at least this probability; beyond it the smoothness kernel does not
 look for it."""
+_CERTAIN = math.log(100)
+"""A voxel whose best class leads by this much more than full agreement for another can add only
+sends messages: none could bring that class below 0.99."""
 _GRID_VALUES = 1 << 26
 """Values of the bilateral grid at a time (256 MiB): classes are filtered in groups."""
 
@@ -100,30 +103,37 @@ def dense_crf(
     if threads:
         torch.set_num_threads(threads)
     result = probabilities.detach().to('cpu', torch.float32, copy=True)
-    if parameters.iterations < 1 or not bool(mask.any()):
+    if parameters.iterations < 1 or len(result) < 2 or not bool(mask.any()):
         return result
     box = bounding_box(mask.cpu().numpy())
     inside = mask[box].to(device, torch.bool)
     given = result[(slice(None), *box)].to(device)[:, inside]
     evidence = given.clamp_min(_FLOOR).log_()
-    smooth = _Smoothness(inside, given > _LOCAL, parameters.smoothness_mm / voxel_mm)
+    believed = evidence.softmax(dim=0)
+    best = evidence.topk(2, dim=0).values
+    most = parameters.smoothness_weight + parameters.appearance_weight
+    open_ = best[0] - best[1] < most + _CERTAIN
+    evidence = evidence[:, open_]
+    smooth = _Smoothness(inside, open_, given > _LOCAL, parameters.smoothness_mm / voxel_mm)
+    del given, best
     appearance = None
     if parameters.appearance_weight:
         appearance = _BilateralGrid(
             inside,
+            open_,
             image[box].to(device, torch.float32)[inside],
+            believed,
             parameters.appearance_mm / voxel_mm,
             parameters.appearance_brightness,
             cells_per_sigma,
         )
-    believed = evidence.softmax(dim=0)
     for _ in range(parameters.iterations):
         update = evidence.clone()
         if parameters.smoothness_weight:
             smooth.add_message(believed, parameters.smoothness_weight, update)
         if appearance is not None:
             appearance.add_message(believed, parameters.appearance_weight, update)
-        believed = update.softmax(dim=0)
+        believed[:, open_] = update.softmax(dim=0)
     result[(slice(None), *box)][:, inside.cpu()] = believed.cpu()
     return result
 
@@ -131,15 +141,23 @@ def dense_crf(
 class _Smoothness:
     """The Gaussian kernel over the places of voxels."""
 
-    def __init__(self, inside: torch.Tensor, occurs: torch.Tensor, sigma: float) -> None:
+    def __init__(
+        self, inside: torch.Tensor, open_: torch.Tensor, occurs: torch.Tensor, sigma: float
+    ) -> None:
         self.inside = inside
         self.kernels = _bands(inside.shape, sigma**2, inside.device)
         self.number = torch.zeros(inside.shape, dtype=torch.int32, device=inside.device)
         self.number[inside] = torch.arange(
             int(inside.sum()), dtype=torch.int32, device=inside.device
         )
+        self.open = torch.zeros_like(inside)
+        self.open[inside] = open_
+        self.open_number = torch.zeros_like(self.number)
+        self.open_number[self.open] = torch.arange(
+            int(open_.sum()), dtype=torch.int32, device=inside.device
+        )
         # The kernel at the voxel itself is 1, which is left out here and below.
-        self.norm = (_blur(inside.float(), self.kernels)[inside] - 1).clamp_min_(1e-6)
+        self.norm = (_blur(inside.float(), self.kernels)[self.open] - 1).clamp_min_(1e-6)
         places = inside.nonzero()
         margin = math.ceil(3 * sigma)
         self.boxes: dict[int, tuple[slice, ...]] = {}
@@ -152,15 +170,14 @@ class _Smoothness:
                 )
 
     def add_message(self, believed: torch.Tensor, weight: float, update: torch.Tensor) -> None:
-        """Add the weighted means over the neighbours to ``update``; both (classes, voxels)."""
+        """Add the weighted means over the neighbours to ``update``, (classes, open voxels)."""
         for number, box in self.boxes.items():
-            inside = self.inside[box]
-            rows = self.number[box][inside].long()
-            own = believed[number][rows]
-            volume = torch.zeros(inside.shape, device=own.device)
-            volume[inside] = own
+            inside, wanted = self.inside[box], self.open[box]
+            volume = torch.zeros(inside.shape, device=believed.device)
+            volume[inside] = believed[number][self.number[box][inside].long()]
             kernels = [kernel[part, part] for kernel, part in zip(self.kernels, box, strict=True)]
-            mean = (_blur(volume, kernels)[inside] - own) / self.norm[rows]
+            rows = self.open_number[box][wanted].long()
+            mean = (_blur(volume, kernels)[wanted] - volume[wanted]) / self.norm[rows]
             update[number].index_add_(0, rows, mean, alpha=weight)
 
 
@@ -169,12 +186,15 @@ class _BilateralGrid:
 
     Splat and slice are linear in all four directions, a sparse matrix and its transpose. Both
     together blur by a third of a cell's square on average, the blur of the grid adds the rest.
+    What voxels send that are not open is the same in every step, and summed up once.
     """
 
     def __init__(
         self,
         inside: torch.Tensor,
+        open_: torch.Tensor,
         brightness: torch.Tensor,
+        believed: torch.Tensor,
         sigma: float,
         brightness_sigma: float,
         cells_per_sigma: float,
@@ -205,21 +225,28 @@ class _BilateralGrid:
                 weight *= fraction if high else 1 - fraction
             columns[:, number] = base + step
             weights[:, number] = weight
-        self.splat, self.slice = _sparse_pair(columns, weights, int(np.prod(self.shape)))
+        cells = int(np.prod(self.shape))
         self.kernels = _bands(self.shape, max(cells_per_sigma**2 - 1 / 3, 0.1), base.device)
-        ones = torch.ones((len(base), 1), device=base.device)
-        self.norm = self._filter(ones).clamp_min_(1e-6)
+        group = max(1, _GRID_VALUES // cells)
+        self.groups = [slice(n, n + group) for n in range(0, len(believed), group)]
+        closed = ~open_
+        splat, _ = _sparse_pair(columns[closed], weights[closed], cells)
+        self.constant = [splat @ believed[some][:, closed].T.contiguous() for some in self.groups]
+        total = splat @ torch.ones((int(closed.sum()), 1), device=base.device)
+        self.open = open_
+        self.splat, self.slice = _sparse_pair(columns[open_], weights[open_], cells)
+        ones = torch.ones((int(open_.sum()), 1), device=base.device)
+        self.norm = self._filter(ones, total).clamp_min_(1e-6)
 
-    def _filter(self, values: torch.Tensor) -> torch.Tensor:
-        grid = (self.splat @ values).view(*self.shape, -1)
+    def _filter(self, values: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
+        grid = (self.splat @ values + constant).view(*self.shape, -1)
         return self.slice @ _blur(grid, self.kernels).view(-1, values.shape[1])
 
     def add_message(self, believed: torch.Tensor, weight: float, update: torch.Tensor) -> None:
-        """Add the weighted means over all voxels to ``update``; both (classes, voxels)."""
-        group = max(1, _GRID_VALUES // int(np.prod(self.shape)))
-        for first in range(0, len(believed), group):
-            some = slice(first, first + group)
-            message = self._filter(believed[some].T.contiguous()).div_(self.norm)
+        """Add the weighted means over all voxels to ``update``, (classes, open voxels)."""
+        for some, constant in zip(self.groups, self.constant, strict=True):
+            values = believed[some][:, self.open].T.contiguous()
+            message = self._filter(values, constant).div_(self.norm)
             update[some].add_(message.T, alpha=weight)
 
 

@@ -73,6 +73,22 @@ def test_fast_filters_agree_with_all_pairs(scene, parameters, cells, limit):
     assert found.sum(dim=0) == pytest.approx(torch.ones(SHAPE), abs=1e-5)
 
 
+def test_certain_voxels_only_send(scene):
+    probabilities, image, mask = scene
+    sure = torch.zeros_like(mask)
+    sure[:6] = True
+    given = torch.where(sure, torch.tensor([0.9997, 1e-4, 1e-4, 1e-4])[:, None, None, None],
+                        probabilities)  # fmt: skip
+    parameters = CRFParameters(1.5, 1.0, 2.0, 3.0, 0.2)
+    expected = brute_force(given, image, mask, parameters)
+    found = dense_crf(given, image, mask, parameters=parameters, cells_per_sigma=3)
+    assert torch.equal(found[:, sure & mask], given[:, sure & mask].log().softmax(dim=0))
+    assert (found - expected)[:, mask].abs().max() < 0.02
+    # All certain, and none: nothing to do, and nothing to send from.
+    alone = dense_crf(given, image, mask & sure, parameters=parameters)
+    assert torch.allclose(alone[:, mask & sure], given[:, mask & sure], atol=1e-3)
+
+
 def test_groups_of_classes_change_nothing(scene, monkeypatch):
     whole = dense_crf(*scene)
     monkeypatch.setattr(crf, '_GRID_VALUES', 1)
