@@ -23,6 +23,14 @@ FOREGROUND_MODEL = 'deepnat-foreground-miccai2012'
 STRUCTURES_MODEL = 'deepnat-structures-miccai2012'
 LOW_MEMORY_TILE = 64
 
+FOREGROUND_PROBABILITY = 0.15
+"""Where the first network is at least this sure, the second one looks.
+
+It should miss nothing: the second network knows background, too. At 0.5 the fourth ventricle,
+which is open to the outside, was lost in part, and the mean Dice of both validation scans was
+0.850; from 0.05 to 0.2 it was 0.880.
+"""
+
 Refine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Takes probabilities (classes, x, y, z), image and mask (x, y, z); returns probabilities."""
 
@@ -219,7 +227,7 @@ def segment_prepared(
     image, wide = image.float().contiguous(), wide.contiguous()
     coordinates = coordinates.float()
     found = foreground.predictor.probabilities(image, coordinates[foreground.rows], wide)
-    inside = torch.from_numpy(clean_mask((found[1] > 0.5).numpy()))
+    inside = torch.from_numpy(clean_mask((found[1] > FOREGROUND_PROBABILITY).numpy()))
     volume = float(inside.sum()) * voxel
     if volume < LEAST_BRAIN_MM3:
         raise ImageError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,10 +87,13 @@ class DeepNATTrainer(Trainer):
         return self.stage.arguments['outputs'] == len(FOREGROUND_CLASSES)
 
     def _sampler(self, seed: int, late: bool) -> PatchSampler:
-        ranges = self.stage.late_ranges if late else self.stage.ranges
+        ranges, sampling = self.stage.ranges, self.sampling
+        if late:
+            ranges = self.stage.late_ranges
+            sampling = replace(sampling, centres=sampling.late_centres)
         return PatchSampler(
             self.maps, ranges, self.stage.shape, seed,
-            foreground=self._foreground, kinds=self.kinds, sampling=self.sampling,
+            foreground=self._foreground, kinds=self.kinds, sampling=sampling,
         )  # fmt: skip
 
     def _loss(self, drawn: list[PatchSample]) -> tuple[torch.Tensor, dict[str, float]]:

@@ -35,6 +35,9 @@ class Sampling:
     crops, centres : float
         The probability of a class, as the middle of a crop and as the centre of a patch, is its
         number of voxels to this power: 1 is as they are, 0 is all classes alike.
+    late_centres : float
+        The latter while the learning rate falls. With 1 the probabilities that the network learns
+        are those of the brain; before, rare structures come out too large.
     plain : float
         Share of crops that are not deformed, only mirrored: interpolation blurs.
     """
@@ -42,6 +45,7 @@ class Sampling:
     patches: int = 344
     crops: float = 0.5
     centres: float = 0.75
+    late_centres: float = 1.0
     plain: float = 0.25
 
 
