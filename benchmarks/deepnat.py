@@ -251,6 +251,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from bids_app.inference.crf import CRFParameters, dense_crf
     from bids_app.inference.deepnat_segment import (
         FOREGROUND_MODEL,
+        FOREGROUND_PROBABILITY,
         STRUCTURES_MODEL,
         segment_prepared,
     )
@@ -269,6 +270,7 @@ def evaluate(options: argparse.Namespace) -> None:
     common = {
         'what': 'evaluate', 'weights': weights, 'parities': options.parities,
         'precision': structures.predictor.precision, 'mirror': options.mirror,
+        'foreground_probability': FOREGROUND_PROBABILITY,
     }  # fmt: skip
     kinds = [('none', None), ('crf', asdict(parameters))]
     done = [
