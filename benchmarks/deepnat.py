@@ -7,9 +7,10 @@
 ``table``      what ``evaluate`` and ``ablations`` wrote, as Markdown
 
 All take the scans of MICCAI 2012 from ``--data`` (``sub-1000_T1w.nii.gz`` with
-``sub-1000_labels.nii.gz``) and append lines of JSON to ``--out``. ``evaluate`` and ``ablations``
-leave out what the file holds already. Scans are prepared as the app does (conformed, brain mask of
-the default model, N4, coordinates) and kept in ``--cache``.
+``sub-1000_labels.nii.gz``; ``--labels``, ``--replace`` and ``--numbers`` name others) and append
+lines of JSON to ``--out``. ``evaluate`` and ``ablations`` leave out what the file holds already.
+Scans are prepared as the app does (conformed, brain mask of the default model, N4, coordinates)
+and kept in ``--cache``.
 
 Dice is hard, on all voxels of the grid: vermis, ventral DC and the other structures that are none
 of the 25 are one more class, and a voxel of them that gets a structure counts against it.
@@ -48,11 +49,11 @@ def load(options: argparse.Namespace, names: list[str]) -> list[Any]:
     """Return prepared scans by their names (``sub-1000``)."""
     from bids_app.training.deepnat_scans import load_prepared
 
-    files = [options.data / f'{name}_labels.nii.gz' for name in names]
+    files = [options.data / options.labels.format(scan=name) for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise SystemExit(f'{options.data}: no {", ".join(missing)}')
-    return load_prepared(files, options.cache, ('_labels', '_T1w'), 'neuromorphometrics')
+    return load_prepared(files, options.cache, options.replace, options.numbers)
 
 
 def load_stages(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -132,7 +133,8 @@ def speed(options: argparse.Namespace) -> None:
     from bids_app.inference.models import find_model
 
     foreground, structures = load_stages(options)
-    scan = load_scan(options.data / f'{options.scan}_T1w.nii.gz')
+    labels = options.data / options.labels.format(scan=options.scan)
+    scan = load_scan(labels.with_name(labels.name.replace(*options.replace)))
     shape, affine = conform_grid(scan.shape, scan.affine)
     data = resample_separable(scan.data, scan.affine, shape, affine, outside='edge')
     brain = find_model('brain')
@@ -438,6 +440,14 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument('--device', default='cpu')
         command.add_argument('--precision', default='auto')
         command.add_argument('--threads', type=int, help='CPU threads')
+        command.add_argument(
+            '--labels', default='{scan}_labels.nii.gz', help='where the labels of a scan are'
+        )
+        command.add_argument(
+            '--replace', nargs=2, default=('_labels', '_T1w'), metavar=('OLD', 'NEW'),
+            help='turns the name of a label map into that of its scan',
+        )  # fmt: skip
+        command.add_argument('--numbers', default='neuromorphometrics', help='of the labels')
         if name == 'ablations':
             command.add_argument('--scans', nargs='+', required=True, help='scans to score')
             command.add_argument('--steps', type=int, default=300)
