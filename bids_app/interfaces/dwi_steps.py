@@ -322,8 +322,8 @@ def align_diffusion(
     """Register diffusion images and reference, bring the structures over, and describe them.
 
     The rigid map is found twice: through the synthesised T1w, which has the contrast of the
-    reference, and through b=0. The first is used; the second is recorded for comparison, and
-    used where there is no synthesised T1w or it does not fit.
+    reference, and through b=0. Of those that pass the checks, the one is used after which the
+    tissues of the reference explain mean diffusivity better; both are recorded.
 
     Parameters
     ----------
@@ -395,7 +395,10 @@ def _register(
         found['registrations'][way] = {'status': status, 'reasons': reasons, 'measures': measures}
         maps[way] = matrix
     good = [way for way in maps if found['registrations'][way]['status'] == 'ok']
-    through = (good or list(maps))[0]
+    # Of equal ones the first, which has the contrast of the reference.
+    through = max(
+        good or maps, key=lambda way: found['registrations'][way]['measures']['tissue_fit']
+    )
     chosen = found['registrations'][through]
     found.update(through=through, status=chosen['status'], reasons=chosen['reasons'])
     if len(maps) == 2:
