@@ -24,7 +24,8 @@ RUN pip install --constraint /source/containers/requirements.txt setuptools
 COPY LICENSE README.md pyproject.toml setup.cfg /source/
 COPY bids_app /source/bids_app
 COPY models /source/models
-RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels /source
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels /source \
+    && sha256sum /wheels/*.whl > /source/SHA256SUMS
 
 FROM base AS templates
 ARG TEMPLATEFLOW_SPACES=""
@@ -50,6 +51,9 @@ RUN pip install --requirement /opt/anatnet/share/requirements.txt
 
 COPY --from=templates /templateflow /opt/templateflow
 
+# buildah takes a step from its cache even if what is mounted in it has changed, but not if a file
+# that was copied before has: without this line, an image could hold code of yesterday.
+COPY --from=wheel /source/SHA256SUMS /opt/anatnet/share/
 ARG VERSION=0.1.0
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/tmp/wheels \
     --mount=type=bind,from=wheel,source=/source/models,target=/tmp/models \

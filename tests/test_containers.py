@@ -137,6 +137,20 @@ def test_stages_that_are_copied_from_exist(instructions):
         assert set(re.findall(r'(?:--|,)from=(\w+)', rest)) <= stages
 
 
+def test_cache_knows_of_stages_that_are_mounted(instructions):
+    """Buildah's cache looks at what is copied from a stage, not at what is mounted from it."""
+    copied_from, mounted = set(), set()
+    for word, rest in instructions:
+        if word == 'FROM':
+            copied_from = set()
+        elif word == 'COPY':
+            copied_from |= set(re.findall(r'--from=(\w+)', rest))
+        elif word == 'RUN':
+            mounted |= set(re.findall(r',from=(\w+)', rest))
+            assert set(re.findall(r',from=(\w+)', rest)) <= copied_from, rest
+    assert mounted == {'wheel'}
+
+
 def test_version_is_the_same_everywhere(project_dir, instructions, arguments, definition):
     (version,) = [
         rest.partition('=')[2]
