@@ -305,6 +305,8 @@ def _binds(
     named: list[Any] = [config.models_dir, config.use_plugin, *config.derivatives.values()]
     named += [Path(text.partition(':')[0]) for text in config.atlas]
     named += [Path(one) for one in config.classifier]
+    chosen = (config.tissue_model, config.synth_model, config.deepnat_model)
+    named += [Path(one) for one in chosen if os.sep in one]
     values, _ = _take(options, {'--bids-filter-file': 1, '--config-file': 1})
     named += [Path(os.path.abspath(value)) for value in values.values()]
     for path in named:

@@ -200,14 +200,16 @@ def test_dry_run_writes_nothing(raw, tmp_path, capsys):
 
 
 def test_container_sees_what_options_name(raw, tmp_path):
-    image, models = tmp_path / 'my image.sif', tmp_path / 'models'
+    image, models, own = (tmp_path / name for name in ('my image.sif', 'models', 'own'))
     image.touch()
     models.mkdir()
+    own.mkdir()
     options = ('--models-dir', str(models), '--gres', 'gpu:1', '--bind', '/opt/x:/opt/x:ro')
+    options = (*options, '--segmentation', 'deepnat', '--deepnat-model', str(own))
     assert slurm(raw, '--no-submit', '--array', '--container', str(image), *options) == 0
     text, group = scripts(tmp_path)
     for bind in (f'{raw}:{raw}:ro', f'{tmp_path}/out:{tmp_path}/out', f'{models}:{models}:ro',
-                 '/opt/x:/opt/x:ro'):  # fmt: skip
+                 f'{own}:{own}:ro', '/opt/x:/opt/x:ro'):  # fmt: skip
         assert f'--bind {shlex.quote(bind)}' in text
     assert '--nv' in text
     assert shlex.quote(str(image)) in group
