@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,34 +41,65 @@ def main() -> None:
     parser.add_argument('--size', type=int, nargs=3, default=(28, 36, 28), metavar='N',
                         help='voxels of a map; 112 144 112 are those of the app')  # fmt: skip
     parser.add_argument('--no-maps', action='store_true')
-    parser.add_argument('--nprocs', type=int, default=1)
+    parser.add_argument('--distinct', type=int, metavar='N',
+                        help='draw N maps; those of other sessions are links to them')  # fmt: skip
+    parser.add_argument('--nprocs', type=int, nargs='+', default=[1], help='one run for each')
     parser.add_argument('--folder', type=Path, help='keep the study here')
+    parser.add_argument('--out', type=Path, help='JSON file for the results')
     options = parser.parse_args()
+    if options.distinct is not None and options.distinct <= OUTLIER:
+        parser.error(f'--distinct must be above {OUTLIER}')
     with tempfile.TemporaryDirectory() as temporary:
         root = options.folder or Path(temporary)
         begin = time.perf_counter()
-        make_study(root, options.sessions, None if options.no_maps else tuple(options.size))
+        size = None if options.no_maps else tuple(options.size)
+        make_study(root, options.sessions, size, distinct=options.distinct)
         print(f'made {options.sessions} sessions in {time.perf_counter() - begin:.0f} s')
-        begin = time.perf_counter()
-        command = [
-            sys.executable, '-m', 'bids_app', str(root / 'raw'), str(root / 'out'), 'group',
-            '--nprocs', str(options.nprocs), '-w', str(root / 'work'),
-        ]  # fmt: skip
-        subprocess.run(command, check=True)
+        runs = []
+        for nprocs in options.nprocs:
+            runs.append(measure(root, nprocs))
+            print(json.dumps(runs[-1]), flush=True)
+    if options.out:
         result = {
+            'command': shlex.join(['python', 'benchmarks/group.py', *sys.argv[1:]]),
+            'date': time.strftime('%Y-%m-%d'),
+            'machine': f'{os.cpu_count()} CPU cores ({platform.machine()}), '
+            f'Python {platform.python_version()}, AnatNet {__version__}',
             'sessions': options.sessions,
             'voxels': 0 if options.no_maps else int(np.prod(options.size)),
-            'nprocs': options.nprocs,
-            'seconds': round(time.perf_counter() - begin, 1),
-            'peak_memory_gb': round(
-                resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, 2
-            ),
-            'page_mb': round((root / 'out' / 'group.html').stat().st_size / 1e6, 2),
+            'distinct_maps': options.distinct or 'all',
+            'runs': runs,
         }
-        print(json.dumps(result))
+        options.out.write_text(json.dumps(result, indent=2) + '\n')
 
 
-def make_study(root: Path, count: int, size: tuple[int, ...] | None, seed: int = 0) -> None:
+def measure(root: Path, nprocs: int) -> dict[str, float]:
+    """Run the group level in a process of its own; memory is that of its largest process."""
+    shutil.rmtree(root / 'work', ignore_errors=True)
+    begin, before = time.perf_counter(), os.times()
+    command = [
+        sys.executable, '-m', 'bids_app', str(root / 'raw'), str(root / 'out'), 'group',
+        '--nprocs', str(nprocs), '-w', str(root / 'work'),
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    seconds, after = time.perf_counter() - begin, os.times()
+    used = after.children_user + after.children_system
+    return {
+        'nprocs': nprocs,
+        'seconds': round(seconds, 1),
+        'cpu_seconds': round(used - before.children_user - before.children_system, 1),
+        'peak_memory_gb': round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, 2),
+        'page_mb': round((root / 'out' / 'group.html').stat().st_size / 1e6, 2),
+    }
+
+
+def make_study(
+    root: Path,
+    count: int,
+    size: tuple[int, ...] | None,
+    seed: int = 0,
+    distinct: int | None = None,
+) -> None:
     """Write raw tables and the derivatives of sessions with random values.
 
     Parameters
@@ -76,6 +111,9 @@ def make_study(root: Path, count: int, size: tuple[int, ...] | None, seed: int =
     size : tuple of int, optional
         Voxels of the maps; None for no maps.
     seed : int
+    distinct : int, optional
+        Maps that are drawn; by default that of every session. Drawing takes longer than the group
+        level does.
     """
     random = np.random.default_rng(seed)
     raw, out = root / 'raw', root / 'out'
@@ -88,6 +126,7 @@ def make_study(root: Path, count: int, size: tuple[int, ...] | None, seed: int =
     )
     lines = ['participant_id\tage\tsex\tgroup']
     shapes = None if size is None else _Shapes(size, random)
+    drawn: list[Path] = []
     for number in range(count):
         label = f'{number:04d}'
         age, sex = random.uniform(18, 85), random.choice(['F', 'M'])
@@ -104,7 +143,12 @@ def make_study(root: Path, count: int, size: tuple[int, ...] | None, seed: int =
                 atomic_write_text(outputs.path(key), text)
             if shapes is not None:
                 path = outputs.path('vbm_gm_smooth', space=SPACE, res=RES, fwhm=FWHM)
-                atomic_save_nifti(shapes.draw(number == OUTLIER), path)
+                if distinct is None or len(drawn) < distinct:
+                    atomic_save_nifti(shapes.draw(number == OUTLIER), path)
+                    drawn.append(path)
+                else:  # not that of the outlier again, which is among the first
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.hardlink_to(drawn[OUTLIER + number % (distinct - OUTLIER)])
         atomic_write_text(outputs.state_file, state.to_json())
     atomic_write_text(raw / 'participants.tsv', '\n'.join(lines) + '\n')
 
