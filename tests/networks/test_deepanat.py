@@ -37,7 +37,7 @@ def test_generator_has_no_normalisation_unless_asked_for() -> None:
 def test_generator_starts_with_the_variance_of_he() -> None:
     torch.manual_seed(0)
     weight = DeepAnatUNet(base=16).encoder[2][0].weight  # 32 channels in
-    assert float(weight.std()) == pytest.approx((2 / (32 * 27)) ** 0.5, rel=0.02)
+    assert weight.std().item() == pytest.approx((2 / (32 * 27)) ** 0.5, rel=0.02)
 
 
 def test_largest_singular_value_of_every_layer_of_the_discriminator_becomes_one() -> None:
