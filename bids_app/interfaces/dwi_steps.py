@@ -19,6 +19,9 @@ TISSUE_FRACTION = 0.15
 """What is darker than this part of the median b=0 of the brain is no brain, but air or bone that
 the mask, which is found at 3 mm, has taken in."""
 
+LEAST_COVERAGE = 0.3
+"""Share of the brain that diffusion images must hold to be registered to an anatomical one."""
+
 _SMOOTHING = 0.8  # voxels: single ones at the border of the mask go to what is around them
 
 UNCORRECTED = (
@@ -391,7 +394,10 @@ def _register(
         )
         measures.pop('seconds', None)
         measures['tissue_fit'] = tissue_fit(files, dseg, reference.affine, matrix)
-        status, reasons = judge_coregistration(measures)
+        judged = dict(measures)
+        if judged.get('coverage', 0) > LEAST_COVERAGE:  # a slab is said to be one elsewhere
+            del judged['coverage']
+        status, reasons = judge_coregistration(judged)
         found['registrations'][way] = {'status': status, 'reasons': reasons, 'measures': measures}
         maps[way] = matrix
     good = [way for way in maps if found['registrations'][way]['status'] == 'ok']
