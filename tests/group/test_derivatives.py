@@ -4,8 +4,9 @@ from __future__ import annotations
 import pytest
 
 from bids_app.bids.files import atomic_write_bytes, atomic_write_text
-from bids_app.bids.outputs import Outputs
+from bids_app.bids.outputs import SYNTHESIZED, SYNTHESIZED_AS_PREPROC, Outputs
 from bids_app.errors import NoInputError, UsageError
+from bids_app.group import derivatives
 from bids_app.group.derivatives import load_study
 
 SPACE = 'MNI152NLin2009aSym'
@@ -125,3 +126,15 @@ def test_broken_table_leaves_values_missing(out, add_session):
     place.path('tissue_morph').write_bytes(b'\xff\xfe broken')
     table = load_study(out).table()
     assert table['gm'].isna().all()
+
+
+def test_names_of_a_session_whose_t1w_was_synthesised():
+    name = 'sub-01_space-MNI305_res-2_desc-{}_T1w.nii.gz'
+    made = derivatives._template_file(name.format('synthesized'), 'sub-01', SYNTHESIZED)
+    assert (made.key, made.space, made.res) == ('std_preproc', 'MNI305', '2')
+    own = 'sub-01_desc-preproc_T1w.nii.gz'
+    assert derivatives._template_file(own, 'sub-01', SYNTHESIZED_AS_PREPROC) is None
+    as_measured = derivatives._template_file(
+        name.format('preproc'), 'sub-01', SYNTHESIZED_AS_PREPROC
+    )
+    assert as_measured.key == 'std_preproc'
