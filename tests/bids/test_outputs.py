@@ -234,6 +234,9 @@ def test_names_of_a_synthesised_reference():
     asked = Outputs(Path('out'), '01', reference=SYNTHESIZED_AS_PREPROC)
     assert asked.path('preproc').name == 'sub-01_desc-preproc_T1w.nii.gz'
     for outputs in (made, asked):
+        # What a run removes because it did not write it must not be what it wrote.
+        paths = [outputs.path(key) for key in table() if not parameters(key)]
+        assert len(paths) == len(set(paths))
         assert (outputs.contrast, outputs.synthesized) == ('T1w', True)
         assert 'synthesized from diffusion images' in outputs.sidecar('dseg')['Reference']
         assert 'Reference' not in outputs.sidecar('dwi_fa')
