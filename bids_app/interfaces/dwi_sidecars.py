@@ -68,8 +68,10 @@ def of_synthesis(session: Session) -> dict[str, Any]:
     series = session.steps.get('dwi_series', {})
     return {
         'Sources': [session.raw_uri(Path(image)) for image in series.get('images', ())],
-        'Description': 'T1w image at 1 mm that a network made from diffusion images, then '
-        'corrected for bias: not a measurement, and 0 outside the brain',
+        'Description': 'T1w image at 1 mm that a network made from diffusion images'
+        f'{", then corrected for bias" if "bias" in session.steps else ""}: not a measurement, '
+        'and 0 outside the brain',
+        'SkullStripped': True,
         **_synthesis_fields(session),
     }
 

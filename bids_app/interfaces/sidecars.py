@@ -142,7 +142,7 @@ def _native(key: str, session: Session) -> dict[str, Any]:
             'Bias-corrected {reference} image on the grid of the scan, which came skull-stripped'
         )
     if key == 'preproc':
-        extra['SkullStripped'] = _stripped(session)
+        extra.setdefault('SkullStripped', _stripped(session))
     for step in ('tissue',) if key in LESIONS else FROM_NETWORK.get(key, ()):
         if step in session.steps:
             found = session.steps[step]

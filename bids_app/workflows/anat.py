@@ -318,6 +318,8 @@ def init_anat_wf(
             (mask, restore, [('mask_file', 'mask_file')]),
             (restore, publish, [('info', 'restore_info')]),
         ])  # fmt: skip
+        if dwi_maps is not None and dwi.alone:  # nobody else has the image of this grid
+            workflow.connect([(dwi_maps, publish, [('t1w', 'preproc')])])
         if replacing is not None:
             workflow.connect([
                 (restore, replacing, [('brain_mask', 'brain_mask'), ('info', 'info')]),

@@ -74,6 +74,7 @@ def test_alone_everything_is_computed_on_the_synthesised_t1w(build):
     assert workflow.get_node('dwi_regions').inputs.same_space
     only_mask = edges(build(modules=('mask',), alone=True))
     assert ('dwi_maps', 't1w', 'restore', 'native_file') in only_mask
+    assert ('dwi_maps', 't1w', 'publish', 'preproc') in only_mask
 
 
 def test_without_a_tensor_there_are_mean_images_only(build):
