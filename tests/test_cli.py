@@ -381,7 +381,7 @@ def test_templates_and_atlases_are_checked_before_any_scan(
     import numpy as np
 
     monkeypatch.setenv('TEMPLATEFLOW_HOME', str(tmp_path / 'nowhere'))
-    image = nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4))
+    image = nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), np.eye(4))
     nib.save(image, tmp_path / 'tpl-MNI305_atlas-x.nii')
     assert cli.main([str(raw), 'out', 'participant', *options]) == 2
     assert message in capsys.readouterr().err

@@ -110,7 +110,7 @@ def test_maps_of_another_template_are_taken_from_the_work_folder(config, tmp_pat
 
 
 def test_atlases_go_with_their_space(config, tmp_path):
-    image = nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4))
+    image = nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), np.eye(4))
     first, second = tmp_path / 'a.nii', tmp_path / 'tpl-MNI305_atlas-b_dseg.nii.gz'
     for file in (first, second):
         nib.save(image, file)
