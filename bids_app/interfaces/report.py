@@ -26,10 +26,6 @@ COSTS = ('seconds', 'cpu_seconds', 'peak_gb')
 LARGEST_VOLUME_ERROR = 0.01
 """Part of the volume of a tissue by which its modulated map may differ without a word."""
 
-LARGEST_VOLUME_ERROR = 0.01
-"""Part of the volume of a tissue by which its modulated map may differ without a word."""
-
-
 SPACE_FILES = ('std_preproc', 'vbm_gm', 'vbm_gm_smooth', 'jacobian')
 """Derivatives in template space that a report shows, by their keys in the table of outputs."""
 
