@@ -59,7 +59,8 @@ def test_first_layer_is_a_convolution_over_the_features():
 
 def test_coordinates_are_not_dropped_and_normalisation_has_no_weights():
     network = _trained().train()
-    assert network.norm2.weight is None and network.norm_fc2.weight is None
+    assert network.norm2.weight is None
+    assert network.norm_fc2.weight is None
     seen = []
     network.fc2.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     coordinates = torch.rand(64, 6) + 1
@@ -74,7 +75,9 @@ def test_receptive_field_is_one_patch():
     index = torch.tensor([[0, 0, 0, 0]])
     network.head(gather_patches(network.trunk(image), index), torch.zeros(1, 6)).sum().backward()
     reached = (image.grad[0, 0] != 0).nonzero()
-    assert reached.min() >= 0 and reached.max() <= 23 and CENTRE == 11
+    assert reached.min() >= 0
+    assert reached.max() <= 23
+    assert CENTRE == 11
 
 
 def test_tasks_are_the_centre_and_its_six_neighbours():
