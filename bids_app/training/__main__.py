@@ -78,6 +78,12 @@ def _train(options: argparse.Namespace) -> None:
         if name not in recipe.stages:
             raise UsageError(f'{name}: no such stage: the recipe has {", ".join(recipe.stages)}')
     if not options.export_only:
+        initial = load_weights(options.init) if options.init else None
+        if initial is not None and (missing := [name for name in stages if name not in initial]):
+            raise UsageError(
+                f'{options.init}: has weights for {", ".join(initial) or "nothing"}, not for '
+                f'{missing[0]}: give those of the same model, or choose with --stage'
+            )
         files = find_files(options.data, recipe.data['pattern'])
         apart = set(recipe.data['validation'])
         load, trainer_class = _task(recipe.data, out)
@@ -88,7 +94,6 @@ def _train(options: argparse.Namespace) -> None:
         tested = [file for file in files if {file.name, file.parent.name} & tests]
         train = load([file for file in files if file not in held_out and file not in tested])
         validation = load(held_out)
-        initial = load_weights(options.init) if options.init else {}
         for name in stages:
             coarse = None
             if name != 'coarse' and 'coarse' in recipe.stages:
@@ -100,7 +105,7 @@ def _train(options: argparse.Namespace) -> None:
                 out / name,
                 seed=recipe.seed,
                 device=options.device,
-                initial=initial.get(name),
+                initial=initial[name] if initial else None,
                 coarse=coarse,
                 workers=options.workers,
             )

@@ -168,7 +168,13 @@ class Trainer:
         torch.manual_seed(seed)
         self.network = build_network(stage.network, stage.arguments).to(self.device)
         if initial is not None:
-            self.network.load_state_dict(initial)
+            try:
+                self.network.load_state_dict(initial)
+            except RuntimeError as error:  # other layers, or layers of other sizes
+                raise UsageError(
+                    f'the weights to start from do not fit {stage.network} with the arguments of '
+                    'the recipe: use the same network and arguments'
+                ) from error
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.optimizer = make_optimizer(stage, self.network)
         self.step = 0

@@ -115,6 +115,22 @@ def test_no_data_is_one_line(recipe_file, tmp_path, capsys):
     assert capsys.readouterr().err.count('\n') == 1
 
 
+def test_weights_to_start_from_must_be_those_of_the_stage(
+    recipe_file, head_files, tmp_path, capsys
+):
+    from safetensors.torch import save_file
+
+    weights = tmp_path / 'weights.safetensors'
+    command = [str(recipe_file), '--data', str(head_files[0].parent), '--stage', 'coarse']
+    command += ['--steps', '1', '--init', str(weights)]
+    for key, words in (('fine.weight', 'not for coarse'), ('coarse.weight', 'do not fit')):
+        save_file({key: torch.zeros(2)}, str(weights))
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count('\n') == 1
+
+
 def test_learning_rate_warms_up_holds_and_falls_to_zero():
     factors = [learning_rate_factor(step, 100, 10, 0.4) for step in range(101)]
     assert factors[0] == pytest.approx(0.1)
