@@ -482,8 +482,13 @@ def _check_tissue_model(values: dict[str, Any]) -> None:
         )
     if model != 'none' and 'tissue' not in values['modules']:
         raise UsageError('--tissue-model makes the tissue maps: add tissue to --modules')
-    if os.sep in model:
-        values['tissue_model'] = os.path.abspath(os.path.expanduser(model))
+    _make_absolute(values, 'tissue_model')
+
+
+def _make_absolute(values: dict[str, Any], option: str) -> None:
+    """Make a model that is given as a path, not by its name, an absolute path."""
+    if os.sep in (model := values.get(option, '')):
+        values[option] = os.path.abspath(os.path.expanduser(model))
 
 
 def _check_deepnat(values: dict[str, Any]) -> None:
@@ -503,8 +508,7 @@ def _check_deepnat(values: dict[str, Any]) -> None:
         raise UsageError(f'deepnat_parities is 1, 2 or 8, not {values["deepnat_parities"]}')
     if values.get('deepnat_tile', 0) < 0:
         raise UsageError(f'deepnat_tile is a number of voxels, not {values["deepnat_tile"]}')
-    if os.sep in (model := values.get('deepnat_model', '')):
-        values['deepnat_model'] = os.path.abspath(os.path.expanduser(model))
+    _make_absolute(values, 'deepnat_model')
 
 
 def _check_dwi(values: dict[str, Any]) -> None:
@@ -514,8 +518,7 @@ def _check_dwi(values: dict[str, Any]) -> None:
         raise UsageError(
             f'b0_threshold must be from 0 to below 1000 s/mm^2, not {threshold:g}; 50 is usual'
         )
-    if os.sep in (model := values.get('synth_model', '')):
-        values['synth_model'] = os.path.abspath(os.path.expanduser(model))
+    _make_absolute(values, 'synth_model')
 
 
 def _check_classifiers(values: dict[str, Any]) -> None:

@@ -13,14 +13,14 @@ import torch
 
 from bids_app.data import structures
 from bids_app.images.conform import load_array, read_grid, save_native
-from bids_app.images.grids import canonical_affine, from_canonical
+from bids_app.images.grids import from_canonical
 from bids_app.images.resample import resample_separable
 from bids_app.inference.cascade import TURNS
 from bids_app.inference.crf import CRFParameters, dense_crf
 from bids_app.inference.deepnat_classes import CLASSES, class_values, deepnat_structures
 from bids_app.inference.deepnat_segment import DeepNATPosterior, load_stage, segment_deepnat
 from bids_app.inference.models import load_card
-from bids_app.inference.native import boxed_grid
+from bids_app.inference.native import NativeBox
 from bids_app.inference.predictor import out_of_memory
 
 logger = logging.getLogger('anatnet.inference')
@@ -67,21 +67,15 @@ def structures_to_native(
     NativeStructures
         One class at a time is on the grid of the scan.
     """
-    shape, affine, transform = canonical_affine(native_shape, native_affine)
-    source = conformed_affine.copy()
-    source[:3, 3] = conformed_affine[:3, :3] @ np.array(posterior.corner) + conformed_affine[:3, 3]
-    box, box_affine = boxed_grid(shape, affine, posterior.classes.shape[1:], source)
-    size = tuple(part.stop - part.start for part in box)
-    voxel = abs(float(np.linalg.det(affine[:3, :3])))
+    part = NativeBox.of(posterior, conformed_affine, native_shape, native_affine)
+    voxel = abs(float(np.linalg.det(part.affine[:3, :3])))
     values = class_values()
-    best = np.zeros(size, dtype=np.float32)
-    labels = np.zeros(size, dtype=np.uint8)
+    best = np.zeros(part.size, dtype=np.float32)
+    labels = np.zeros(part.size, dtype=np.uint8)
     volumes: dict[int, float] = {}
     # The background comes last: of equal classes the first wins.
     for number in (*range(1, len(CLASSES)), 0):
-        moved = resample_separable(
-            posterior.classes[number].numpy(), source, size, box_affine
-        ).clip(0, 1)
+        moved = part.bring(posterior.classes[number].numpy())
         better = moved > best
         best[better] = moved[better]
         labels[better] = values[number]
@@ -99,9 +93,9 @@ def structures_to_native(
         }
         for one in deepnat_structures()
     ]
-    whole = np.zeros(shape, dtype=np.uint8)
-    whole[box] = labels
-    return NativeStructures(np.ascontiguousarray(from_canonical(whole, transform)), rows)
+    whole = np.zeros(part.shape, dtype=np.uint8)
+    whole[part.place] = labels
+    return NativeStructures(np.ascontiguousarray(from_canonical(whole, part.transform)), rows)
 
 
 def absent_structures() -> list[str]:

@@ -9,6 +9,7 @@ scan of 40 million voxels needs hundreds of megabytes and not ten gigabytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from bids_app.images.masks import fill_holes, largest_component
 from bids_app.images.resample import resample_separable
 from bids_app.inference.cascade import Posterior
 from bids_app.inference.classes import CLASSES, output_values, sided_classes
+
+if TYPE_CHECKING:
+    from bids_app.inference.deepnat_segment import DeepNATPosterior
 
 _TISSUES = ('GM', 'WM', 'CSF')
 
@@ -65,7 +69,53 @@ class NativeSegmentation:
         return float(inside.mean()) if inside.size else float('nan')
 
 
-def boxed_grid(
+@dataclass
+class NativeBox:
+    """The part of a scan's grid, in RAS+ order, that a box of the conformed grid covers.
+
+    Attributes
+    ----------
+    shape, affine, transform
+        Those of the whole scan in RAS+ order (:func:`bids_app.images.grids.canonical_affine`).
+    place : tuple of slice
+        Where the part lies in it.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    transform: np.ndarray
+    place: tuple[slice, ...]
+    _source: np.ndarray
+    _affine: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        posterior: Posterior | DeepNATPosterior,
+        conformed_affine: np.ndarray,
+        native_shape: tuple[int, int, int],
+        native_affine: np.ndarray,
+    ) -> NativeBox:
+        """Find the part that a posterior covers; arguments as of :func:`to_native`."""
+        shape, affine, transform = canonical_affine(native_shape, native_affine)
+        source = conformed_affine.copy()
+        corner = conformed_affine[:3, :3] @ np.array(posterior.corner)
+        source[:3, 3] = corner + conformed_affine[:3, 3]
+        place, part = _boxed_grid(shape, affine, posterior.classes.shape[1:], source)
+        return cls(shape, affine, transform, place, source, part)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Voxels of the part along each axis."""
+        return tuple(one.stop - one.start for one in self.place)
+
+    def bring(self, volume: np.ndarray) -> np.ndarray:
+        """Resample probabilities from the box of the conformed grid to the part."""
+        moved = resample_separable(volume, self._source, self.size, self._affine)
+        return np.clip(moved, 0, 1)
+
+
+def _boxed_grid(
     shape: tuple[int, ...], affine: np.ndarray, box_shape: tuple[int, ...], box_affine: np.ndarray
 ) -> tuple[tuple[slice, ...], np.ndarray]:
     """Return the part of a RAS grid that a box of another grid covers, and its affine."""
@@ -104,16 +154,10 @@ def to_native(
     NativeSegmentation
         Inside the mask every voxel has a label; outside all maps are zero.
     """
-    shape, affine, transform = canonical_affine(native_shape, native_affine)
-    source = conformed_affine.copy()
-    source[:3, 3] = conformed_affine[:3, :3] @ np.array(posterior.corner) + conformed_affine[:3, 3]
-    box, box_affine = boxed_grid(shape, affine, posterior.classes.shape[1:], source)
-    size = tuple(s.stop - s.start for s in box)
-
-    def bring(volume: np.ndarray) -> np.ndarray:
-        moved = resample_separable(volume, source, size, box_affine)
-        return np.clip(moved, 0, 1)
-
+    part = NativeBox.of(posterior, conformed_affine, native_shape, native_affine)
+    shape, affine, transform, box, bring = (
+        part.shape, part.affine, part.transform, part.place, part.bring,
+    )  # fmt: skip
     classes = posterior.classes.numpy()
     mask = np.zeros(shape, dtype=bool)
     brain = bring(1 - classes[0])
