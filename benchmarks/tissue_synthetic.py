@@ -5,8 +5,9 @@
 
 MAPS holds the label maps of SynthSeg. Every model sees the same crops of the two maps that its
 recipe keeps apart, twice: as in the late part of its training (thick slices, noise), and with all
-contrasts at 1 mm. A model that can do without contrasts is given each selection of them. Hard Dice
-over all crops together, without background; ``mean`` is that of CSF, grey and white matter.
+contrasts at 1 mm. The truth is the class that fills most of a voxel. A model that can do without
+contrasts is given each selection of them. Hard Dice over all crops together, without background;
+``mean`` is that of CSF, grey and white matter.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from bids_app.training.tissue import TISSUES, TissueSampler
 
 DRAWS = 6
 """Sub-voxel positions: more than in training, so that partial volume is smooth as in scans."""
+TRUTH_DRAWS = 26
+"""More positions for the truth: the class that fills most of a voxel."""
 
 
 def main() -> None:
@@ -59,7 +62,7 @@ def measure(name: str, maps: Path, crops: int) -> dict[str, dict[str, dict[str, 
         sums: dict[str, list[torch.Tensor]] = {}
         sampler = TissueSampler(
             kept, ranges, stage.shape, stage.spacing, DRAWS, 20261121, contrasts,
-            lesions=len(card.classes) > len(TISSUES),
+            lesions=len(card.classes) > len(TISSUES), target_draws=TRUTH_DRAWS,
         )  # fmt: skip
         for _ in range(crops):
             sample = sampler.draw()

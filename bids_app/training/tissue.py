@@ -45,6 +45,9 @@ _LESION_LABELS = (25, 57)
 _KINDS = {'T1w': 't1w', 'T2w': 't2w', 'FLAIR': 'flair'}
 _ANY = (('t1w', 0.45), ('t2w', 0.2), ('flair', 0.2), ('random', 0.15))
 _LEAST_BRAIN = 0.1
+_TRUTH_DRAWS = 28
+"""More sub-voxel positions for the truth of a validation: it is the class that fills most of a
+voxel, not what happens to lie at its centre."""
 
 
 @dataclass
@@ -56,7 +59,7 @@ class TissueSample:
     image : torch.Tensor, shape (contrasts, x, y, z), float32
         Normalised as in inference; a contrast that is missing is zero.
     target : torch.Tensor, shape (classes, x, y, z), float32
-        0 and 1.
+        Share of each class in the voxel; outside the brain mask all is background.
     kinds : tuple of str
         What each channel shows: ``t1w``, ``t2w``, ``flair``, ``random`` or ``missing``.
     """
@@ -95,6 +98,9 @@ class TissueSampler(Sampler):
         ``T1w``, ``T2w``, ``FLAIR`` or ``any``, one for every channel.
     lesions : bool
         Whether lesions are a class of their own; else they are white matter.
+    target_draws : int
+        More sub-voxel positions, for the target alone. The ``draws`` that make the image of the
+        first contrast are always in the target.
     """
 
     def __init__(
@@ -107,9 +113,11 @@ class TissueSampler(Sampler):
         seed: int,
         contrasts: Sequence[str],
         lesions: bool = False,
+        target_draws: int = 0,
     ) -> None:
         super().__init__(maps, ranges, shape, spacing, draws, seed)
         self.contrasts, self.lesions = tuple(contrasts), lesions
+        self.target_draws = target_draws
         # A map without lesions has no label for them: it gets one at the end.
         self.values = list(maps.values)
         if not any(value in _LESION_LABELS for value in self.values):
@@ -118,7 +126,12 @@ class TissueSampler(Sampler):
             i for i, value in enumerate(self.values) if value in _LESION_LABELS
         )
         self._tissues = _tissue_of_class()[maps.classes]
-        self._is_lesion = torch.tensor([value in _LESION_LABELS for value in self.values])
+        is_lesion = torch.tensor([value in _LESION_LABELS for value in self.values])
+        white = TISSUES.index('wm')
+        # What is predicted for each label: of the maps, and of a lesion label that was appended.
+        added = torch.full((len(self.values) - len(self._tissues),), white)
+        self._targets = torch.cat([self._tissues, added])
+        self._targets[is_lesion] = _LESION if lesions else white
         self._is_white = torch.tensor([value in (2, 41) for value in self.values])
         self._is_outer = torch.tensor([value == 24 for value in self.values])
         self._is_ventricle = torch.tensor([value in (4, 43) for value in self.values])
@@ -161,35 +174,39 @@ class TissueSampler(Sampler):
         angles, shift = size * torch.randn((2, 3), generator=self.generator)
         return rotation_matrix(angles), shift
 
-    def _paint(
+    def _sub_voxel(
         self,
         index: int,
         coordinates: torch.Tensor,
         step: torch.Tensor,
         field: torch.Tensor,
-        kind: str,
-        moved: bool,
-    ) -> torch.Tensor:
-        """Draw the image of one contrast: shape (x, y, z)."""
-        if moved:
-            rotation, shift = self._displacement()
-            axes = [torch.arange(n) - (n - 1) / 2 for n in self.shape]
-            points = torch.stack(torch.meshgrid(*axes, indexing='ij'))  # voxels of the crop
-            delta = torch.tensordot(rotation - torch.eye(3), points, 1)
-            delta += (shift / self.spacing).view(3, 1, 1, 1)
-            # The elastic part hardly changes over a millimetre: its linear part is enough.
-            coordinates = coordinates + torch.tensordot(step, delta, 1)
-            half = (torch.tensor(self.shape) - 1).view(3, 1, 1, 1) / 2
-            place = ((points + delta) / half).flip(0).movedim(0, -1)  # grid_sample: z first
-            field = functional.grid_sample(field[None, None], place[None], align_corners=True)[
-                0, 0
-            ]
-        labels = sub_voxel_labels(
-            self.maps.maps[index], coordinates, step, self.draws, self.generator
-        )
+        draws: int,
+    ) -> list[torch.Tensor]:
+        """Draw labels inside the voxels, lesions among them: each shape (x, y, z)."""
+        labels = sub_voxel_labels(self.maps.maps[index], coordinates, step, draws, self.generator)
         for draw in labels:
             border = 0.4 + 0.2 * torch.rand(field.shape, generator=self.generator)
             draw[(field > border) & self._is_white[draw]] = self._lesion_label
+        return labels
+
+    def _moved(
+        self, coordinates: torch.Tensor, step: torch.Tensor, field: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Move coordinates and lesions by what coregistration leaves."""
+        rotation, shift = self._displacement()
+        axes = [torch.arange(n) - (n - 1) / 2 for n in self.shape]
+        points = torch.stack(torch.meshgrid(*axes, indexing='ij'))  # voxels of the crop
+        delta = torch.tensordot(rotation - torch.eye(3), points, 1)
+        delta += (shift / self.spacing).view(3, 1, 1, 1)
+        # The elastic part hardly changes over a millimetre: its linear part is enough.
+        coordinates = coordinates + torch.tensordot(step, delta, 1)
+        half = (torch.tensor(self.shape) - 1).view(3, 1, 1, 1) / 2
+        place = ((points + delta) / half).flip(0).movedim(0, -1)  # grid_sample: z first
+        field = functional.grid_sample(field[None, None], place[None], align_corners=True)
+        return coordinates, field[0, 0]
+
+    def _paint(self, labels: list[torch.Tensor], kind: str) -> torch.Tensor:
+        """Draw the image of one contrast: shape (x, y, z)."""
         contrast = draw_contrast(self.values, kind, self.generator)
         # The spreads were measured on scans, where partial volume and noise are already in them.
         contrast = Contrast(contrast.mean, contrast.spread * self._uniform(0.2, 0.8))
@@ -198,6 +215,16 @@ class TissueSampler(Sampler):
             ranges = replace(ranges, low_resolution=ranges.thick_slices)
         image = paint(labels, contrast, self.generator)
         return corrupt(image, ranges, self.spacing, self.generator)
+
+    def _shares(self, labels: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        """Return the share of each class in the voxels: shape (classes, x, y, z)."""
+        target = torch.zeros((len(TISSUES) + self.lesions, *self.shape))
+        share = torch.full((1, *self.shape), 1 / len(labels))
+        for draw in labels:
+            target.scatter_add_(0, self._targets[draw][None], share)
+        target[:, ~mask] = 0
+        target[0, ~mask] = 1
+        return target
 
     def _centre(self, index: int) -> torch.Tensor:
         if self._uniform() < 0.4:
@@ -220,11 +247,8 @@ class TissueSampler(Sampler):
                 break
         field = self._lesion_field(labels)
         mask = self._mask(labels)
-        lesion = (self._is_white[labels] & (field > 0.5)) | self._is_lesion[labels]
-        if self.lesions:
-            tissue = torch.where(lesion, _LESION, tissue)
-        tissue = torch.where(mask, tissue, 0)
         step = deformation.matrix * self.spacing
+        first = self._sub_voxel(index, coordinates, step, field, self.draws)
         kinds, images = [], []
         for channel, (contrast, present) in enumerate(
             zip(self.contrasts, self._present(), strict=True)
@@ -234,10 +258,13 @@ class TissueSampler(Sampler):
             if not present:
                 images.append(torch.zeros(self.shape))
                 continue
-            image = self._paint(index, coordinates, step, field, kind, moved=channel > 0)
-            images.append(normalise_brain_zscore(image, mask))
-        count = len(TISSUES) + self.lesions
-        target = functional.one_hot(tissue, count).movedim(-1, 0).float()
+            inside = first
+            if channel:
+                place, moved = self._moved(coordinates, step, field)
+                inside = self._sub_voxel(index, place, step, moved, self.draws)
+            images.append(normalise_brain_zscore(self._paint(inside, kind), mask))
+        more = self._sub_voxel(index, coordinates, step, field, self.target_draws)
+        target = self._shares(first + more, mask)
         return TissueSample(torch.stack(images), target, tuple(kinds))
 
 
@@ -259,11 +286,13 @@ class TissueTrainer(Trainer):
         self.contrasts = tuple(contrasts)
         super().__init__(*args, **kwargs)
 
-    def _make_sampler(self, maps: LabelMaps, ranges: Ranges, seed: int) -> TissueSampler:
+    def _make_sampler(
+        self, maps: LabelMaps, ranges: Ranges, seed: int, target_draws: int = 0
+    ) -> TissueSampler:
         stage = self.stage
         return TissueSampler(
             maps, ranges, stage.shape, stage.spacing, stage.draws, seed, self.contrasts,
-            lesions=stage.arguments['out_channels'] > len(TISSUES),
+            lesions=stage.arguments['out_channels'] > len(TISSUES), target_draws=target_draws,
         )  # fmt: skip
 
     def _sampler(self, seed: int, late: bool) -> TissueSampler:
@@ -278,7 +307,7 @@ class TissueTrainer(Trainer):
         return TISSUE_LOSSES[self.stage.loss](logits, target)
 
     def _make_validator(self, maps: LabelMaps, count: int = 16) -> Validator:
-        sampler = self._make_sampler(maps, self.stage.late_ranges, 12345)
+        sampler = self._make_sampler(maps, self.stage.late_ranges, 12345, _TRUTH_DRAWS)
         samples = [sampler.draw() for _ in range(count)]
 
         def validate(network: nn.Module) -> dict[str, float]:

@@ -56,6 +56,24 @@ def test_sample_has_a_channel_per_contrast_and_shares_that_sum_to_one(maps: Labe
     torch.testing.assert_close(sample.target.sum(dim=0), torch.ones(32, 32, 32))
 
 
+def test_target_is_the_share_of_each_tissue_in_a_voxel(tmp_path: Path) -> None:
+    labels = np.full((48, 48, 48), 3, np.int16)
+    labels[:24] = 2
+    path = tmp_path / 'training_seg_01.nii.gz'
+    nib.Nifti1Image(labels, np.eye(4)).to_filename(path)
+    draws = sampler(load_label_maps([path]), contrasts=('T1w',), target_draws=400)
+    draws._lesion_field = lambda found: torch.zeros(found.shape)
+    draws._mask = lambda found: torch.ones(found.shape, dtype=torch.bool)
+    draws._centre = lambda index: torch.tensor([23.8, 24, 24])
+    shares = draws.draw().target[3]  # centres at 8.3, 9.3 ... 23.3 ...: white matter to 23.5
+    if float(shares[0].mean()) == 0:  # mirrored
+        shares = shares.flip(0)
+    assert float(shares[:15].min()) > 0.999
+    assert float(shares[16:].max()) == 0
+    assert float(shares[15].mean()) == pytest.approx(0.7, abs=0.02)
+    assert float(shares[15].std()) < 0.05
+
+
 def test_same_seed_gives_the_same_sample(maps: LabelMaps) -> None:
     first, second = sampler(maps, Ranges()).draw(), sampler(maps, Ranges()).draw()
     assert torch.equal(first.image, second.image)
@@ -145,7 +163,8 @@ def test_brain_has_mean_zero_and_deviation_one_and_the_rest_is_zero() -> None:
 
 
 def test_loss_is_small_for_the_truth_and_large_for_its_opposite(maps: LabelMaps) -> None:
-    target = sampler(maps).draw().target[None]
+    shares = sampler(maps).draw().target
+    target = torch.nn.functional.one_hot(shares.argmax(0), 5).movedim(-1, 0)[None].float()
     good, _ = tissue_loss(20 * target, target)
     bad, _ = tissue_loss(-20 * target, target)
     assert float(good) < 0.01
