@@ -215,9 +215,11 @@ def loop(layer, x):
     return torch.stack(scans)
 
 
-def speed(batch: int, repeats: int) -> None:
+def speed(batch: int, repeats: int, threads: int) -> None:
     """Time the layers of the published networks, and of the one that the app trains."""
     import torch
+
+    torch.set_num_threads(threads)
 
     from bids_app.networks.pif import PatchIndividualFilters3D
 
@@ -271,6 +273,7 @@ def main() -> None:
     timed = commands.add_parser('speed')
     timed.add_argument('--batch', type=int, default=4)
     timed.add_argument('--repeats', type=int, default=5)
+    timed.add_argument('--threads', type=int, default=1)
     made = commands.add_parser('cohorts')
     made.add_argument('--out', type=Path, required=True)
     made.add_argument('--sizes', type=int, nargs='+', default=[40, 80, 160, 320, 800])
@@ -280,7 +283,7 @@ def main() -> None:
     shown.add_argument('file', type=Path)
     arguments = parser.parse_args()
     if arguments.command == 'speed':
-        speed(arguments.batch, arguments.repeats)
+        speed(arguments.batch, arguments.repeats, arguments.threads)
     elif arguments.command == 'cohorts':
         cohorts(arguments.out, arguments.sizes, arguments.repeats, arguments.loss)
     else:
