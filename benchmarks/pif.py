@@ -168,7 +168,7 @@ def cohorts(out: Path, sizes: list[int], repeats: int, loss: float) -> None:
 
 
 def table(path: Path) -> None:
-    """Print mean and standard deviation over repeats as a Markdown table."""
+    """Print Markdown tables: mean and standard deviation over repeats, and paired differences."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     titles = {'pif': 'PIF', 'baseline': 'baseline', 'linear': 'linear'}
     print('| subjects | model | repeats | balanced accuracy % | AUC | epochs to stop | CPU s |')
@@ -191,6 +191,24 @@ def table(path: Path) -> None:
                 f'| {number} | {title} | {len(some)} | {mean("balanced_accuracy", 100)} | '
                 f'{mean("auc", 1, 3)} | {epochs} | {mean("cpu_seconds")} |'
             )
+    print(
+        '\n| subjects | repeats | PIF minus baseline | PIF ahead | minus linear | ahead |'
+    )
+    print('|---|---|---|---|---|---|')
+    for number in sorted({row['subjects'] for row in rows}):
+        of = {
+            (row['repeat'], row['model']): 100 * row['balanced_accuracy']
+            for row in rows
+            if row['subjects'] == number
+        }
+        repeats = sorted({repeat for repeat, _ in of})
+        cells = []
+        for rival in ('baseline', 'linear'):
+            pairs = [(of.get((r, 'pif')), of.get((r, rival))) for r in repeats]
+            gaps = [a - b for a, b in pairs if a is not None and b is not None]
+            spread = f' ± {statistics.stdev(gaps):.1f}' if len(gaps) > 1 else ''
+            cells += [f'{statistics.fmean(gaps):+.1f}{spread}', str(sum(gap > 0 for gap in gaps))]
+        print(f'| {number} | {len(repeats)} | {" | ".join(cells)} |')
 
 
 def loop(layer, x):
