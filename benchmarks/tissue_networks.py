@@ -154,7 +154,7 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     network.load_state_dict(torch.load(options.folder / 'last.pt', weights_only=True))
     sampler = TissueSampler(
         load_maps(options.maps, apart=True), stage.ranges, (options.test_crop,) * 3, 1.0, 2,
-        12345, CONTRASTS[: options.contrasts],
+        12345, CONTRASTS[: options.contrasts], target_draws=16,
     )  # fmt: skip
     overlap, size = torch.zeros(len(TISSUES)), torch.zeros(len(TISSUES))
     samples = [sampler.draw() for _ in range(options.test_crops)]
