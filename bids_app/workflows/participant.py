@@ -356,6 +356,8 @@ def _begin(job: Job, config: RunConfig) -> None:
 
 def _finish(job: Job, config: RunConfig, models: ModelsInUse) -> None:
     """Write the state of a session that is through, and remove its work folder."""
+    # A worker of a killed run may have gone on for a moment after this run had cleaned up.
+    remove_leftovers(job.outputs.subject_dir)
     published = node_info(job.work_dir, 'publish')
     reported = node_info(job.work_dir, 'report')
     content = reporting.portable(reported.get('content', {}), config)

@@ -91,6 +91,18 @@ def test_leftovers_of_dead_processes_go_and_others_stay(tmp_path):
     assert foreign.exists()
 
 
+def test_leftovers_of_a_process_that_ended_and_was_not_waited_for_go(tmp_path):
+    ended = subprocess.Popen([sys.executable, '-c', ''], stdout=subprocess.PIPE)
+    ended.stdout.read()  # it is through, and a zombie until somebody asks for its exit code
+    time.sleep(0.2)
+    with atomic_open(tmp_path / 'probe') as stream:
+        host = Path(stream.name).name.split('.')[2]
+    left = tmp_path / f'.x.nii.gz.{host}.{ended.pid}.0123abcd.part'
+    left.touch()
+    assert remove_leftovers(tmp_path) == [left]
+    ended.wait()
+
+
 def test_leftovers_of_subfolders_stay_where_only_the_folder_is_asked(tmp_path):
     name = '.x.html.elsewhere.1.0123abcd.part'
     (tmp_path / 'sub').mkdir()
