@@ -191,9 +191,7 @@ def table(path: Path) -> None:
                 f'| {number} | {title} | {len(some)} | {mean("balanced_accuracy", 100)} | '
                 f'{mean("auc", 1, 3)} | {epochs} | {mean("cpu_seconds")} |'
             )
-    print(
-        '\n| subjects | repeats | PIF minus baseline | PIF ahead | minus linear | ahead |'
-    )
+    print('\n| subjects | repeats | PIF minus baseline | PIF ahead | minus linear | ahead |')
     print('|---|---|---|---|---|---|')
     for number in sorted({row['subjects'] for row in rows}):
         of = {

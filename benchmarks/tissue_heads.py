@@ -24,7 +24,7 @@ import torch
 from bids_app.images.intensity import normalise_brain_zscore
 from bids_app.inference.brain import load_predictors, locate
 from bids_app.inference.cascade import segment
-from bids_app.inference.models import find_model, load_card, load_networks
+from bids_app.inference.models import find_model, load_card, resident_networks
 from bids_app.inference.native import to_native
 from bids_app.inference.tissue import STAGE, predict_tissue, usable_contrasts
 from bids_app.interfaces.contrast_steps import tissues_of, without_background
@@ -115,7 +115,7 @@ def predictions(images: torch.Tensor, models: list[str]) -> dict[tuple[str, str]
         card = load_card(folder)
         if card.content.get('task') != 'tissue':
             continue
-        network = load_networks(folder)[STAGE].eval()
+        network = resident_networks(folder)[STAGE]
         for given in GIVEN:
             channels = usable_contrasts(card, given, given[0])
             if channels is None or len(set(channels) - {''}) < len(given):
