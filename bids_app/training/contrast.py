@@ -80,6 +80,7 @@ _FLAIR: dict[tuple[int, ...], tuple[float, float]] = {
     (30, 62): (60, 30), (136, 137, 163, 164): (90, 30),
 }  # fmt: skip
 _TABLES = {'t2w': _T2W, 'flair': _FLAIR}
+_FIRST_OUTSIDE = 501  # label values from here on are tissues outside the brain
 _FLAIR_BETWEEN = 0.6  # between scans, as a share of the spread within a class
 
 
@@ -166,3 +167,35 @@ def _draw_corrected(
                 position = values.index(value)
                 mean[position] = centre + shift
                 spread[position] = within * factor
+
+
+def brighten_outside(
+    contrast: Contrast, values: list[int], generator: torch.Generator
+) -> Contrast:
+    """Return a contrast in which the head around the brain is up to three times as bright.
+
+    Fat without suppression is that bright on spin-echo T1w: then the brain fills the dark third
+    of the scale, and orbits, marrow and muscle are as bright as the brain elsewhere.
+
+    Parameters
+    ----------
+    contrast : Contrast
+        Of ``values``.
+    values : list of int
+        The label values; those from 501 on are outside the brain.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    Contrast
+        One factor of 1 to 3.2, of which each label outside the brain takes its own share.
+    """
+    largest = 1 + 2.2 * torch.rand((), generator=generator)
+    mean, spread = contrast.mean.clone(), contrast.spread.clone()
+    for position, value in enumerate(values):
+        if value >= _FIRST_OUTSIDE:
+            factor = largest ** torch.rand((), generator=generator)
+            mean[position] *= factor
+            spread[position] *= factor
+    return Contrast(mean, spread)

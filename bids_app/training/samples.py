@@ -13,7 +13,7 @@ from torch.nn import functional
 from bids_app.images.intensity import normalise_brain, normalise_head
 from bids_app.inference.classes import CLASSES
 from bids_app.inference.context import resample_linear
-from bids_app.training.contrast import Contrast, draw_contrast
+from bids_app.training.contrast import Contrast, brighten_outside, draw_contrast
 from bids_app.training.label_maps import LabelMaps
 from bids_app.training.synthesis import (
     Deformation,
@@ -96,7 +96,11 @@ class Sampler:
             kind = 't1w'
         elif choice < self.ranges.t1w + self.ranges.t2w:
             kind = 't2w'
+        elif choice < self.ranges.t1w + self.ranges.t2w + self.ranges.flair:
+            kind = 'flair'
         contrast = draw_contrast(self.maps.values, kind, self.generator)
+        if kind == 't1w' and self._uniform() < self.ranges.bright_fat:
+            contrast = brighten_outside(contrast, self.maps.values, self.generator)
         # The spreads were measured on scans, where noise and texture are already in them.
         return Contrast(contrast.mean, contrast.spread * self._uniform(0.3, 1.0))
 

@@ -45,8 +45,10 @@ class Ranges:
         Probability of a coarser resolution than the grid.
     stripped : float
         Probability of a skull-stripped image.
-    t1w, t2w : float
+    t1w, t2w, flair : float
         Probabilities of those contrasts; the rest is random contrast.
+    bright_fat : float
+        Probability that the head around the brain is brighter on T1w than in the table.
     thick_slices : float
         With several contrasts: probability of a coarser resolution of T2w and FLAIR.
     misalignment : float
@@ -68,6 +70,8 @@ class Ranges:
     stripped: float = 0.4
     t1w: float = 0.6
     t2w: float = 0.1
+    flair: float = 0.0
+    bright_fat: float = 0.0
     elastic_fine: float = field(default=1.5)
     thick_slices: float = 0.6
     misalignment: float = 0.4

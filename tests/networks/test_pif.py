@@ -89,6 +89,39 @@ def test_layer_equals_the_loop(overlap, patch, padding, stride):
     torch.testing.assert_close(layer(x), loop(layer, x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize('channels', [1, 9])  # few and many: two orders in memory
+@pytest.mark.parametrize('overlap', ['none', 'half', 'duplicate'])
+@pytest.mark.parametrize(('patch', 'padding', 'stride'), [(5, 0, 1), (4, 1, 1), (5, 1, 2)])
+def test_without_gradients_the_layer_equals_the_loop(overlap, patch, padding, stride, channels):
+    layer = PatchIndividualFilters3D(
+        channels, 3, (10, 13, 4), patch=patch, padding=padding, stride=stride, overlap=overlap
+    )
+    x = torch.randn(3, channels, 10, 13, 4)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), loop(layer, x), atol=1e-5, rtol=1e-5)
+
+
+def test_more_scans_than_are_taken_at_once():
+    layer = PatchIndividualFilters3D(8, 3, (10, 13, 4))
+    x = torch.randn(14, 8, 10, 13, 4)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), loop(layer, x), atol=1e-5, rtol=1e-5)
+        assert layer(x[:0]).shape == (0, 6, 3, 3, 3, 3)
+
+
+@pytest.mark.parametrize('channels', [1, 9])
+@pytest.mark.parametrize('overlap', ['none', 'half'])
+def test_gradients_equal_those_of_the_loop(overlap, channels):
+    layer = PatchIndividualFilters3D(channels, 3, (10, 13, 4), overlap=overlap)
+    x = torch.randn(3, channels, 10, 13, 4, requires_grad=True)
+    wanted = [x, layer.filters.weight, layer.filters.bias]
+    factors = torch.randn(layer(x).shape)
+    ours = torch.autograd.grad((layer(x) * factors).sum(), wanted)
+    theirs = torch.autograd.grad((loop(layer, x) * factors).sum(), wanted)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ('shape', 'overlap', 'patches'),
     [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bids_app.inference.classes import CLASSES
-from bids_app.training.contrast import Contrast, draw_contrast
+from bids_app.training.contrast import Contrast, brighten_outside, draw_contrast
 from bids_app.training.label_maps import load_label_maps
 from bids_app.training.samples import CoarseSampler, FineSampler
 from bids_app.training.synthesis import (
@@ -104,6 +104,40 @@ def test_t1w_contrast_orders_the_tissues():
     for contrast in contrasts:
         assert contrast.mean[1] == contrast.mean[4]
         assert contrast.mean[2] == contrast.mean[5]
+
+
+def test_only_the_head_around_the_brain_is_brightened():
+    values = [0, 2, 3, 24, 507, 511, 530]
+    largest = 0.0
+    for seed in range(50):
+        before = draw_contrast(values, 't1w', generator(seed))
+        kept = before.mean.clone()
+        after = brighten_outside(before, values, generator(100 + seed))
+        assert torch.equal(before.mean, kept)
+        assert torch.equal(after.mean[:4], before.mean[:4])
+        factors = after.mean[4:] / before.mean[4:]
+        torch.testing.assert_close(factors, after.spread[4:] / before.spread[4:])
+        assert (factors >= 1).all()
+        largest = max(largest, float(factors.max()))
+    assert 2.5 < largest <= 3.2
+
+
+@pytest.mark.parametrize(
+    ('shares', 'kind'), [({'flair': 1}, 'flair'), ({'t2w': 1}, 't2w'), ({'t1w': 1}, 't1w')]
+)
+def test_shares_of_the_ranges_choose_the_contrast(maps, monkeypatch, shares, kind):
+    drawn = []
+
+    def draw(values, name, source):
+        drawn.append(name)
+        return draw_contrast(values, name, source)
+
+    monkeypatch.setattr('bids_app.training.samples.draw_contrast', draw)
+    ranges = Ranges(**{'t1w': 0, 't2w': 0, **shares}, bright_fat=1)
+    sampler = CoarseSampler(maps, ranges, (16, 16, 16), 3.0, 1, 0)
+    for _ in range(3):
+        sampler.draw()
+    assert drawn == 3 * [kind]
 
 
 def test_unknown_contrast_is_an_error():
