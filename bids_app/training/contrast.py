@@ -170,7 +170,10 @@ def _draw_corrected(
 
 
 def brighten_outside(
-    contrast: Contrast, values: list[int], generator: torch.Generator
+    contrast: Contrast,
+    values: list[int],
+    generator: torch.Generator,
+    largest: float | None = None,
 ) -> Contrast:
     """Return a contrast in which the head around the brain is up to three times as bright.
 
@@ -185,17 +188,20 @@ def brighten_outside(
         The label values; those from 501 on are outside the brain.
     generator : torch.Generator
         Source of randomness.
+    largest : float, optional
+        The largest factor; drawn from 1 to 3.2 without it.
 
     Returns
     -------
     Contrast
-        One factor of 1 to 3.2, of which each label outside the brain takes its own share.
+        Each label outside the brain is brighter by a factor between 1 and the largest.
     """
-    largest = 1 + 2.2 * torch.rand((), generator=generator)
+    if largest is None:
+        largest = 1 + 2.2 * float(torch.rand((), generator=generator))
     mean, spread = contrast.mean.clone(), contrast.spread.clone()
     for position, value in enumerate(values):
         if value >= _FIRST_OUTSIDE:
-            factor = largest ** torch.rand((), generator=generator)
+            factor = largest ** float(torch.rand((), generator=generator))
             mean[position] *= factor
             spread[position] *= factor
     return Contrast(mean, spread)

@@ -215,7 +215,13 @@ def evaluate(options: argparse.Namespace) -> dict[str, object]:
         if options.synthesise:
             from bids_app.training.synthetic_scans import synthetic_scan
 
-            data, labels = synthetic_scan(path, options.synthesise)
+            data, labels = synthetic_scan(
+                path,
+                options.synthesise,
+                options.seed,
+                bright_fat=options.bright_fat,
+                slices=options.slices,
+            )
             found, seconds = predict(data, np.eye(4), model, **how)
         elif model:
             scan = load_scan(path.with_name(other))
@@ -329,9 +335,20 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument('--mapping', type=Path, help='label-mapping table of the reference (TSV)')
     parser.add_argument(
-        '--synthesise', choices=('t1w', 't2w', 'random'),
+        '--synthesise', choices=('t1w', 't2w', 'flair', 'random'),
         help='the references are generation label maps: draw a scan of this contrast from each',
     )  # fmt: skip
+    parser.add_argument(
+        '--bright-fat', type=float, default=1.0, metavar='TIMES',
+        help='with --synthesise: what lies outside the brain is up to so many times as bright',
+    )  # fmt: skip
+    parser.add_argument(
+        '--slices', type=float, default=1.0, metavar='MM',
+        help='with --synthesise: axial slices of this thickness',
+    )  # fmt: skip
+    parser.add_argument(
+        '--seed', type=int, default=0, help='with --synthesise: of contrast and noise'
+    )
     parser.add_argument('--limit', type=int, help='only the first so many')
     parser.add_argument('--precision', default='auto', help='auto, float32 or bfloat16')
     parser.add_argument('--n4', action='store_true', help='correct the bias field first')

@@ -104,6 +104,23 @@ def test_synthetic_scan_and_truth_share_the_grid_and_the_sides(head_files):
     np.testing.assert_array_equal(image, again)
 
 
+def test_synthetic_scans_with_bright_fat_and_thick_slices(head_files):
+    from bids_app.training.synthetic_scans import synthetic_scan
+
+    plain, labels = synthetic_scan(head_files[1], seed=3)
+    bright, _ = synthetic_scan(head_files[1], seed=3, bright_fat=6.0)
+    # Intensities are relative to the brightest voxel, so compare with the white matter.
+    outside = (labels == 0) & (plain > 40)
+    ratio = [image[outside].mean() / image[labels == 2].mean() for image in (plain, bright)]
+    assert ratio[1] > 1.3 * ratio[0]
+    thick, same = synthetic_scan(head_files[1], seed=3, slices=8.0)
+    np.testing.assert_array_equal(labels, same)
+    assert thick.shape == plain.shape
+    inner = labels > 0
+    steps = [np.abs(np.diff(image, axis=2))[inner[..., 1:]].mean() for image in (plain, thick)]
+    assert steps[1] < 0.9 * steps[0]
+
+
 def test_scores_go_into_the_card_with_their_command(tmp_path):
     from bids_app.training.evaluate import summarise, write_into_card
 
