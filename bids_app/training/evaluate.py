@@ -195,6 +195,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, object]:
     for needs, given in (('--synthesise', options.synthesise), ('--card', options.card)):
         if given and not options.model:
             raise UsageError(f'{needs} needs --model')
+    drawn = options.bright_fat != 1 or options.slices != 1 or options.seed != 0
+    if drawn and not options.synthesise:
+        raise UsageError('--bright-fat, --slices and --seed need --synthesise')
     references = sorted(options.reference.glob(options.pattern))[: options.limit]
     if not references:
         raise UsageError(f'{options.reference}: nothing matches {options.pattern}')

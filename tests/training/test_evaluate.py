@@ -135,3 +135,9 @@ def test_scores_go_into_the_card_with_their_command(tmp_path):
     assert card['name'] == 'm'
     assert card['validation']['manual']['command'] == 'command'
     assert card['validation']['manual']['structures']['Left-Hippocampus']['dice'] == 1
+
+
+@pytest.mark.parametrize('option', [['--slices', '3'], ['--bright-fat', '2'], ['--seed', '1']])
+def test_how_to_draw_scans_without_drawing_any_is_an_error(tmp_path, option, capsys):
+    assert main([str(tmp_path), '--model', 'brain', *option]) == 2
+    assert 'need --synthesise' in capsys.readouterr().err
